@@ -1,0 +1,194 @@
+"""What the layers see: second moments of their inputs and of the gradients at their outputs, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+CAP = 1024  # wider second moments are kept as a sketch of this rank
+CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+
+
+@dataclass
+class SecondMoment:
+    """M = Σ rᵀr over rows `r` of width `d`, for `groups` at once, as a matrix or as a sketch of at most `CAP` rows.
+
+    A sketch with no more than `CAP` rows is exact; beyond, the rows are replaced by the leading `CAP` singular
+    directions of what was seen.
+    """
+
+    rows: list[Tensor] = field(default_factory=list)
+    matrix: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Adds rows `(groups, r, d)`."""
+        width = rows.shape[-1]
+        if self.matrix is not None:
+            self.matrix += (rows.mT @ rows).double()
+            return
+        self.rows.append(rows)
+        count = sum(r.shape[1] for r in self.rows)
+        if count >= width and width <= CAP:
+            self.matrix = sum((r.mT @ r).double() for r in self.rows)
+            self.rows = []
+        elif count > 2 * CAP:
+            self.rows = [self._compressed()]
+
+    def _compressed(self) -> Tensor:
+        values, vectors = self.eigen()
+        return values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Positive eigenvalues `(groups, r)`, descending, and orthonormal eigenvectors `(groups, d, r)`.
+
+        Computed in float64: with dead units many eigenvalues coincide, and float32 solvers fail on them.
+        """
+        if self.matrix is not None:
+            values, vectors = torch.linalg.eigh(self.matrix)
+            return values.clamp_min(0).flip(-1), vectors.flip(-1)
+        rows = torch.cat(self.rows, 1).double()
+        values, left = torch.linalg.eigh(rows @ rows.mT)
+        values, left = values.flip(-1)[..., :CAP], left.flip(-1)[..., :CAP]
+        # directions that rounding cannot tell from zero carry no curvature; their eigenvectors would not be orthogonal
+        count = max(1, int((values > 1e-10 * values[..., :1]).any(0).sum()))
+        values, left = values[..., :count].clamp_min(0), left[..., :count]
+        inverse = torch.where(values > 0, values, 1.0).rsqrt() * (values > 0)
+        return values, rows.mT @ (left * inverse.unsqueeze(-2))
+
+
+@dataclass
+class Use:
+    """One call of a layer: what it read, what entered it and what left it.
+
+    Attributes:
+        weight, bias: names of the parameters read, `None` where there is none or it is frozen.
+        kind: `"kronecker"` (linear maps, convolutions) or `"diagonal"` (normalisation).
+        rows: kronecker: inputs `(groups, n, positions, width)`; diagonal: the normalised input, shaped like `out`.
+        out: what left it, with its graph.
+        channels_first: whether the outputs' axis is the second (convolutions) or the last.
+        groups: of a convolution.
+    """
+
+    weight: str | None
+    bias: str | None
+    kind: str
+    rows: Tensor
+    out: Tensor
+    channels_first: bool
+    groups: int = 1
+
+    def output_rows(self, grad: Tensor) -> Tensor:
+        """Gradients at `out` as rows `(groups, r, outputs)`, one per position."""
+        if not self.channels_first:
+            return grad.reshape(1, -1, grad.shape[-1])
+        n = grad.shape[0]
+        grouped = grad.reshape(n, self.groups, grad.shape[1] // self.groups, -1)
+        return grouped.permute(1, 0, 3, 2).flatten(1, 2)
+
+    def per_example(self, moment: Tensor, size: int) -> Tensor:
+        """Sums `moment`, shaped like `out`, over the positions that share a scale: `(n, size)`."""
+        n = moment.shape[0]
+        if self.channels_first:
+            return moment.reshape(n, size, -1).sum(-1)
+        return moment.reshape(n, -1, size).sum(1)
+
+
+class Observer(TorchFunctionMode):
+    """Records every linear map, convolution and normalisation that reads a parameter, wherever it is called from.
+
+    Layers are found where they are used, not where they are declared: `nn.Linear`, the packed projections of
+    `nn.MultiheadAttention` (whose output projection's own forward never runs) and a raw `nn.Parameter` under
+    `F.linear` all arrive here.
+
+    Args:
+        parameters: the tensors handed to the module, by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in parameters.items()}
+        self.uses: list[Use] = []
+        self.elsewhere: set[str] = set()  # parameters read by another operator
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs `func` and takes note of the parameters among its arguments."""
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:
+                return _attention(*args, **kwargs)
+        out = func(*args, **kwargs)
+        read = {self._names[id(a)] for a in (*args, *kwargs.values()) if id(a) in self._names}
+        if not read or not isinstance(out, Tensor):
+            return out
+        use = self._use(func, dict(enumerate(args)), kwargs, out)
+        if use is None or {use.weight, use.bias} - {None} != read:
+            self.elsewhere |= read
+        else:
+            self.uses.append(use)
+        return out
+
+    def _use(self, func: Callable[..., Any], args: dict[int, Any], kwargs: dict[str, Any], out: Tensor) -> Use | None:
+        def argument(position: int, name: str, default: Any = None) -> Any:
+            return args.get(position, kwargs.get(name, default))
+
+        def use(kind: str, rows: Tensor, at: int, channels_first: bool, groups: int = 1) -> Use:
+            names = self._name(argument(at, "weight")), self._name(argument(at + 1, "bias"))
+            return Use(*names, kind, rows, out, channels_first, groups)
+
+        x = argument(0, "input").detach()
+        if func is F.linear:
+            return use("kronecker", x.reshape(1, x.shape[0], -1, x.shape[-1]), 1, False)
+        if func in CONVOLUTIONS:
+            groups = argument(6, "groups", 1)
+            settings = argument(3, "stride", 1), argument(4, "padding", 0), argument(5, "dilation", 1)
+            return use("kronecker", _patches(x, argument(1, "weight").shape[2:], *settings, groups), 1, True, groups)
+        if func is F.layer_norm:
+            return use("diagonal", F.layer_norm(x, argument(1, "normalized_shape"), eps=argument(4, "eps", 1e-5)), 2, False)
+        if func is F.batch_norm and not argument(5, "training", False):
+            plain = F.batch_norm(x, argument(1, "running_mean"), argument(2, "running_var"), eps=argument(7, "eps", 1e-5))
+            return use("diagonal", plain, 3, True)
+        if func is F.group_norm:
+            return use("diagonal", F.group_norm(x, argument(1, "num_groups"), eps=argument(4, "eps", 1e-5)), 2, True)
+        return None
+
+    def _name(self, tensor: Any) -> str | None:
+        return self._names.get(id(tensor))
+
+
+# The Python body of multi-head attention without its own hand-over to the observer, which would hide its linear maps
+_attention = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+def _patches(x: Tensor, kernel: torch.Size, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
+    """The inputs of a convolution as rows `(groups, n, positions, width)`, one per output position."""
+    rank = len(kernel)
+    stride, dilation = _spread(stride, rank), _spread(dilation, rank)
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, kernel)]
+        pads = [(t // 2, t - t // 2) for t in total]
+    else:
+        pads = [(p, p) for p in _spread(padding, rank)]
+    x = F.pad(x, [side for pair in reversed(pads) for side in pair])
+    n, channels = x.shape[:2]
+    for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation)):
+        x = x.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    # now (n, channels, *positions, *kernel): channels and kernel make the width
+    x = x.reshape(n, groups, channels // groups, -1, kernel.numel())
+    return x.permute(1, 0, 3, 2, 4).flatten(3)
+
+
+def _spread(value: int | tuple[int, ...], rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value) * (rank // len(value))

@@ -1,0 +1,181 @@
+"""f(theta, x): a module as a pure function of a point in weight space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from isopath.space import Space, Trainable
+
+Output = str | int | Callable[[Any], Tensor] | None
+FORWARD = 1 / 3  # cost of a forward pass, in gradient evaluations
+
+
+class Network:
+    """The function f(theta, x) of a module, evaluated without touching the module.
+
+    The module runs in eval mode (dropout off, batch norm on its running statistics) whatever mode the caller's is in,
+    and attention on the math backend with the encoder fast path off: the fused kernels have neither forward-mode
+    derivatives nor double backward. The caller's module is read once; its buffers are copied, its frozen parameters
+    are shared and only read.
+
+    Args:
+        model: any `nn.Module`.
+        trainable: names, glob patterns or a predicate; `None` for every parameter with `requires_grad`.
+
+    Attributes:
+        space: names and shapes of the trainable parameters.
+        start: the module's own point, `(P,)`.
+        evaluations: gradient evaluations spent so far (a forward alone counts a third, per example).
+
+    Raises:
+        TypeError: the module cannot be copied.
+        ValueError: it has no trainable parameter.
+    """
+
+    def __init__(self, model: nn.Module, trainable: Trainable = None) -> None:
+        self.space = Space.of(model, trainable)
+        self._skeleton = _skeleton(model)
+        self._modes = [module.training for module in self._skeleton.modules()]
+        self._skeleton.eval()
+        # Fused recurrent kernels have no forward-mode derivative on CPU; the plain ones do.
+        self._recurrent = any(isinstance(module, nn.RNNBase) for module in self._skeleton.modules())
+        self.start = self.space.flatten(dict(model.named_parameters()))
+        self.evaluations = 0.0
+
+    def __call__(self, theta: Tensor, inputs: Any, output: Output = None) -> Tensor:
+        """Outputs `(N, C)`, or `(N, T, C)`, of the network at `theta`.
+
+        Args:
+            theta: a point, `(P,)`.
+            inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
+            output: picks the tensor from what the module returns: a key, an attribute's name, an index, or a callable.
+                `None` takes a tensor as it is, and `.logits` or `["logits"]` where there is one.
+        """
+        grad = torch.is_grad_enabled() and theta.requires_grad
+        self.count(rows_of(inputs), 1.0 if grad else FORWARD)
+        return self.apply(self.space.unflatten(theta), inputs, output)
+
+    def apply(self, parameters: Mapping[str, Tensor], inputs: Any, output: Output = None) -> Tensor:
+        """As a call, with named parameters and nothing counted."""
+        args, kwargs = _arguments(inputs)
+        with plain_kernels(self._recurrent):
+            returned = functional_call(self._skeleton, dict(parameters), args, kwargs)
+        return pick(returned, output)
+
+    def count(self, rows: int, cost: float) -> None:
+        """Adds `rows * cost` gradient evaluations to the account."""
+        self.evaluations += rows * cost
+
+    def model(self, theta: Tensor) -> nn.Module:
+        """A new module with the weights of `theta`, in the modes that the caller's module had."""
+        module = copy.deepcopy(self._skeleton)
+        for child, training in zip(module.modules(), self._modes):
+            child.training = training
+        self.copy_to(theta, module)
+        return module
+
+    def copy_to(self, theta: Tensor, module: nn.Module) -> None:
+        """Writes `theta` into `module`'s parameters in place: an optimiser that holds them goes on.
+
+        Raises:
+            ValueError: the module lacks one of the parameters, or a shape differs.
+        """
+        named = dict(module.named_parameters())
+        missing = [name for name in self.space.names if name not in named]
+        if missing:
+            raise ValueError(f"{type(module).__name__} has no parameter {missing[0]!r} ({len(missing)} are missing)")
+        with torch.no_grad():
+            for name, value in self.space.unflatten(theta).items():
+                if named[name].shape != value.shape:
+                    raise ValueError(
+                        f"{name!r} has shape {tuple(named[name].shape)}, expected {tuple(value.shape)}; "
+                        "use the architecture that was traced"
+                    )
+                named[name].copy_(value)
+
+
+@contextmanager
+def plain_kernels(recurrent: bool = False) -> Iterator[None]:
+    """Runs attention and recurrent layers on kernels that have all derivatives; restores the settings."""
+    fastpath, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = mkldnn and not recurrent
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.backends.mkldnn.enabled = mkldnn
+
+
+def rows_of(inputs: Any) -> int:
+    """N: the leading size of the first tensor in `inputs`."""
+    if isinstance(inputs, Tensor):
+        return inputs.shape[0] if inputs.ndim else 1
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return next((rows_of(v) for v in values if isinstance(v, (Tensor, Mapping, tuple, list))), 1)
+
+
+def pick(returned: Any, output: Output = None) -> Tensor:
+    """The output tensor in what a module returned.
+
+    Raises:
+        TypeError: there is no such tensor; the message lists what there is.
+    """
+    if callable(output):
+        found = output(returned)
+    elif output is None:
+        found = returned if isinstance(returned, Tensor) else _entry(returned, "logits")
+    else:
+        found = _entry(returned, output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"no output tensor found (output={output!r}) in what the model returned: {_describe(returned)}; "
+            "name one with output='key', output=index or output=lambda returned: ..."
+        )
+    return found
+
+
+def _entry(returned: Any, key: str | int) -> Any:
+    if isinstance(returned, Mapping):
+        return returned.get(key)
+    if isinstance(key, int):
+        return returned[key] if isinstance(returned, Sequence) and -len(returned) <= key < len(returned) else None
+    return getattr(returned, key, None)
+
+
+def _describe(returned: Any) -> str:
+    if isinstance(returned, Mapping):
+        return f"a {type(returned).__name__} with the keys {list(returned)}"
+    if isinstance(returned, (tuple, list)):
+        return f"a {type(returned).__name__} of {[type(r).__name__ for r in returned]}"
+    return f"a {type(returned).__name__}"
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _skeleton(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares the caller's parameters and owns its buffers."""
+    # Sharing parameters keeps the cost at the buffers' size: every call substitutes the trainable ones anyway.
+    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    try:
+        return copy.deepcopy(model, shared)
+    except Exception as error:
+        raise TypeError(
+            f"{type(model).__name__} cannot be copied ({error}); hooks, locks and tensors computed outside forward "
+            "stand in the way: remove them, or use torch.nn.utils.parametrizations instead of the old weight_norm"
+        ) from error
