@@ -63,8 +63,10 @@ class Chromium:
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command and return its result; what arrives in between is kept as events."""
         self.last += 1
-        message = {"id": self.last, "method": method, "params": params}
-        os.write(self.mouth, json.dumps(message | ({"sessionId": self.session} if self.session else {})).encode() + b"\0")
+        message: dict[str, Any] = {"id": self.last, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.mouth, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self.last:
             self.events.append(answer)
         assert "error" not in answer, f"{method}: {answer['error']}"
@@ -81,7 +83,7 @@ class Chromium:
 
     def open(self, page: Path, width: int, dark: bool = False) -> None:
         """Show a file in a fresh window of that width and theme, and wait until it is loaded and painted."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.resize(width)
         self.theme(dark)
         self.call("Page.navigate", url="about:blank")
         self.events.clear()
@@ -90,6 +92,10 @@ class Chromium:
         while self.ask("document.readyState + location.protocol") != "completefile:":
             assert time.monotonic() < deadline, f"{page} was not loaded within {self.patience:g} s."
         self.settle()
+
+    def resize(self, width: int) -> None:
+        window = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **window)
 
     def theme(self, dark: bool) -> None:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -130,3 +136,84 @@ class Chromium:
             self.process.wait()
         os.close(self.mouth)
         os.close(self.ear)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    browser = Chromium(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return report.write(runs.write_run(tmp_path_factory.mktemp("run")))
+
+
+# The ids of the plots that hold ink: every trace with points has a line or marks of a visible size.
+DRAWN = """[...document.querySelectorAll(".plot")].filter(plot => {
+  const marks = [...plot.querySelectorAll(".scatterlayer .trace")].map(
+    trace => [...trace.querySelectorAll(".js-line, .point")].some(mark => mark.getAttribute("d")?.length > 4));
+  const box = plot.querySelector(".main-svg")?.getBoundingClientRect();
+  return marks.length && marks.every(Boolean) && box.width > 250 && box.height > 250;
+}).map(plot => plot.id)"""
+OVERFLOW = """[...document.querySelectorAll("main *")].filter(part => !part.closest("pre, svg, .js-plotly-plot")
+  && part.getBoundingClientRect().right > innerWidth + 1).map(part => part.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 1024, 768, 390])
+def test_every_plot_is_drawn_and_the_console_is_empty(chromium: Chromium, page: Path, width: int, dark: bool) -> None:
+    chromium.open(page, width, dark)
+    assert chromium.ask(DRAWN) == PLOTS
+    assert chromium.complaints() == []
+    assert chromium.ask("document.documentElement.scrollWidth") == width and chromium.ask(OVERFLOW) == []
+
+
+def test_the_tolerance_and_the_rejected_attempts_are_on_the_page(chromium: Chromium, page: Path) -> None:
+    chromium.open(page, 1440)
+    words = chromium.ask("document.getElementById('history').textContent")
+    for text in ("tolerance 0.01", "accepted (112)", "rejected: drift (11)", "rejected: objective (8)", "attempt"):
+        assert text in words
+    assert chromium.ask("document.querySelectorAll('#history .shapelayer path').length") == 2
+
+
+def test_the_plots_follow_the_theme_and_the_window(chromium: Chromium, page: Path) -> None:
+    look = """JSON.stringify([...document.querySelectorAll(".js-line, .xtick text, .legendtext")].map(
+      part => { const style = getComputedStyle(part); return [style.stroke, style.fill] }))"""
+    chromium.open(page, 1440, dark=False)
+    light = chromium.ask(look)
+    chromium.theme(dark=True)
+    chromium.settle()
+    dark = chromium.ask(look)
+    assert "rgb(10, 102, 173)" in light and "rgb(95, 180, 243)" in dark and "rgb(10, 102, 173)" not in dark
+    chromium.theme(dark=False)
+    chromium.settle()
+    assert chromium.ask(look) == light
+    chromium.resize(390)
+    wide = "Math.max(...[...document.querySelectorAll('.main-svg')].map(plot => plot.getBoundingClientRect().right))"
+    deadline = time.monotonic() + 10
+    while chromium.ask(wide) > 390 and time.monotonic() < deadline:
+        chromium.settle()
+    assert chromium.ask(wide) <= 390 and chromium.ask(DRAWN) == PLOTS
+    assert chromium.complaints() == []
+
+
+def test_unusual_runs_are_drawn_without_a_complaint(chromium: Chromium, tmp_path: Path) -> None:
+    evil = "<script>document.title = 'stolen'</script><img src=x onerror=\"document.title = 'stolen'\">"
+    none = [row | {"accepted": False, "why": ("drift", evil)[row["attempt"] % 2]} for row in runs.attempts(9)]
+    long = "x" * 300
+    table = {"columns": runs.COLUMNS, "rows": [[long, *[0.5] * 7, long]]}
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").write_text(json.dumps({"title": evil}))
+    for folder, plots in (
+        (runs.write_run(tmp_path / "one", runs.attempts(1, reject=0.0), spectrum=[2.0]), PLOTS),
+        (runs.write_run(tmp_path / "none", none, along={"step": [0, 3], "series": {evil: [0.5, None]}}), PLOTS),
+        (runs.write_run(tmp_path / "many", runs.attempts(10_000), plane=None), ["history", "accuracy", "spectrum"]),
+        (runs.write_run(tmp_path / "long", reason=long, status=long, drift_kind=long, table=table), PLOTS),
+        (tmp_path / "begun", []),
+    ):
+        chromium.open(report.write(folder), 390)
+        assert chromium.ask(DRAWN) == plots and chromium.complaints() == [], folder.name
+        assert chromium.ask("document.documentElement.scrollWidth") == 390 and chromium.ask(OVERFLOW) == [], folder.name
+        assert chromium.ask("document.title").endswith("isopath")

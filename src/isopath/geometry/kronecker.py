@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ class Block:
     input_vectors: Tensor  # (groups, i, ra)
     output_values: Tensor
     output_vectors: Tensor  # (groups, o, rb)
+    shrinkage: tuple[Tensor, Tensor]  # of the inputs' factor and the outputs', (groups, 1, 1) each
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -56,10 +56,21 @@ class Block:
         if self.weight is not None:
             v[self.weight] = block.reshape(-1)
 
-    def rotate(self, block: Tensor, function: Any) -> Tensor:
-        """function(B ⊗ A) - function(0) applied in the eigenbases."""
-        inner = self.output_vectors.mT @ block @ self.input_vectors
-        return self.output_vectors @ (function(self.eigenvalues) * inner) @ self.input_vectors.mT
+    def apply(self, block: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """function((B + bI) ⊗ (A + aI)) applied to a part, `(groups, o, i)`.
+
+        Off the stored directions a factor's eigenvalue is its shrinkage alone, so the four corners of the grid
+        {stored, rest} x {stored, rest} have closed forms and nothing of size o² or i² appears.
+        """
+        low_a, low_b = self.shrinkage
+        a, b = self.input_values.unsqueeze(-2) + low_a, self.output_values.unsqueeze(-1) + low_b
+        rest = function(low_a * low_b)
+        along_a, along_b, along_both = function(a * low_b) - rest, function(b * low_a) - rest, function(a * b) - rest
+        left, right = self.output_vectors.mT @ block, block @ self.input_vectors
+        core = (along_both - along_a - along_b) * (left @ self.input_vectors)
+        return rest * block + self.output_vectors @ (along_b * left + core @ self.input_vectors.mT) + (
+            along_a * right
+        ) @ self.input_vectors.mT
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,9 @@ class Kronecker:
     diagonal: Tensor  # (P,), zero under the blocks
 
     @classmethod
-    def of(cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 0.999) -> Kronecker:
+    def of(
+        cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 0.999, shrinkage: float = 0.0
+    ) -> Kronecker:
         """Builds the factors in one pass over the rows.
 
         Args:
@@ -91,7 +104,7 @@ class Kronecker:
         moments = _Moments(network)
         for batch in batches:
             moments.add(theta, batch, coverage)
-        return cls(network.space, tuple(moments.blocks()), moments.diagonal)
+        return cls(network.space, tuple(moments.blocks(shrinkage)), moments.diagonal)
 
     @property
     def dimension(self) -> int:
@@ -102,7 +115,7 @@ class Kronecker:
         """G v."""
         out = self.diagonal * v
         for block in self.blocks:
-            block.scatter(block.rotate(block.gather(v), lambda values: values), out)
+            block.scatter(block.apply(block.gather(v), lambda values: values), out)
         return out
 
     def solve(self, b: Tensor, damping: float) -> Tensor:
@@ -111,10 +124,7 @@ class Kronecker:
             raise ValueError(f"the Kronecker metric needs damping > 0 (G is singular), got {damping}")
         out = b / (self.diagonal + damping)
         for block in self.blocks:
-            part = block.gather(b)
-            # 1/(λ+μ) - 1/μ written without the difference, which cancels
-            part = part / damping - block.rotate(part, lambda values: values / (damping * (values + damping)))
-            block.scatter(part, out)
+            block.scatter(block.apply(block.gather(b), lambda values: 1 / (values + damping)), out)
         return out
 
     def norm(self, v: Tensor) -> Tensor:
@@ -217,18 +227,22 @@ class _Moments:
                 sums = use.per_example(moment, self.space.shapes[self.space.names.index(name)].numel())
                 self.diagonal[self.slices[name]] += sums.square().sum(0)
 
-    def blocks(self) -> list[Block]:
+    def blocks(self, shrinkage: float) -> list[Block]:
         """The layers' factors in their eigenbases."""
-        return [self._block(layer) for layer in self.layers.values()]
+        return [self._block(layer, shrinkage) for layer in self.layers.values()]
 
-    def _block(self, layer: _Layer) -> Block:
+    def _block(self, layer: _Layer, shrinkage: float) -> Block:
         dtype = self.space.dtype
         input_values, input_vectors = (t.to(dtype) for t in layer.inputs.eigen())
         output_values, output_vectors = (t.to(dtype) for t in layer.outputs.eigen())
         weight = self.slices[layer.weight] if layer.weight else None
         bias = self.slices[layer.bias] if layer.bias else None
         shape = (layer.groups, output_vectors.shape[1], input_vectors.shape[1])
-        return Block(weight, bias, shape, input_values, input_vectors, output_values, output_vectors)
+        lows = (
+            shrinkage * values.sum(-1)[:, None, None] / width
+            for values, width in ((input_values, shape[2]), (output_values, shape[1]))
+        )
+        return Block(weight, bias, shape, input_values, input_vectors, output_values, output_vectors, tuple(lows))
 
 
 def _columns(batch: Batch, y: Tensor, coverage: float) -> list[Tensor]:

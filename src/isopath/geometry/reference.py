@@ -74,7 +74,7 @@ class Reference:
     weights: Tensor | None = None
     batch_size: int = 256
     sample: int = 2048
-    split: float = 0.5
+    split: float = 0.75
 
     def __post_init__(self) -> None:
         divergence_of(self.divergence)

@@ -20,10 +20,9 @@ from plotly.subplots import make_subplots
 Row = Mapping[str, Any]
 SERIES = ["var(--blue)", "var(--orange)", "var(--green)", "var(--purple)", "var(--amber)", "var(--slate)"]
 ATTEMPT = (
-    "<b>attempt {attempt}</b> · {verdict}<br>accepted steps {step} · length {length}<br>"
-    "objective {objective_before} → {objective}<br>drift {drift}<br>"
-    "  metric rows {drift_metric} · check rows {drift_check}<br>step length {step_length} · damping {damping}<br>"
-    "{evaluations} gradient evaluations · {seconds} s"
+    "<b>attempt {attempt}</b> · {verdict}<br>accepted steps {step} · length {length}<br>objective {objective_before} → "
+    "{objective}<br>drift {drift}<br>  metric rows {drift_metric} · check rows {drift_check}<br>step length "
+    "{step_length} · damping {damping}<br>{evaluations} gradient evaluations · {seconds} s"
 )
 
 
@@ -151,8 +150,7 @@ def thinned(values: Sequence[float | None], stretches: int = 400) -> list[int]:
         return list(range(len(values)))
     kept = {0, len(values) - 1}
     for begin in range(0, len(values), width):
-        part = values[begin : begin + width]
-        stretch = sorted((value, i) for i, value in enumerate(part, begin) if value is not None)
+        stretch = sorted((v, i) for i, v in enumerate(values[begin : begin + width], begin) if v is not None)
         kept |= {i for _, i in stretch[:1] + stretch[-1:]}
     return sorted(kept)
 
@@ -205,8 +203,9 @@ class Scale:
         return self.low * (self.high / self.low) ** 0.96 if self.log else self.low + 0.96 * (self.high - self.low)
 
     def axis(self) -> dict[str, Any]:
-        ends = (self.low, self.high)
-        return {"type": "log", "range": [*map(math.log10, ends)], "tickformat": "~g"} if self.log else {"range": ends}
+        if self.log:
+            return {"type": "log", "range": [math.log10(self.low), math.log10(self.high)], "tickformat": "~g"}
+        return {"type": "linear", "range": [self.low, self.high]}
 
 
 def history_figure(history: Sequence[Row], tolerance: float | None) -> go.Figure | None:
@@ -224,7 +223,7 @@ def history_figure(history: Sequence[Row], tolerance: float | None) -> go.Figure
         figure.update_yaxes(row=panel, title_text=title, **scale.axis())
     if tolerance is not None:
         tone, text = {"color": "var(--orange)"}, f"tolerance {tolerance:g}"
-        label = {"text": text, "font": tone, "textposition": "start", "yanchor": "top"}
+        label = {"text": text, "font": tone, "textposition": "start", "yanchor": "top", "padding": 6}
         figure.add_hrect(row=2, col=1, y0=tolerance, y1=scale.high, fillcolor="var(--veil)", line_width=0)
         figure.add_hline(row=2, col=1, y=tolerance, line={**tone, "width": 1.5, "dash": "dash"}, label=label)
     ends = [history[0]["attempt"], history[-1]["attempt"]]
@@ -306,10 +305,10 @@ def plane_figure(plane: Row) -> go.Figure | None:
                                                          "size": [5] * last + [13], "line": {"width": 0}},
             hovertemplate=f"waypoint %{{pointNumber}} of {last}, (%{{x:.3g}}, %{{y:.3g}})<extra>{_safe(name)}</extra>",
         )  # fmt: skip
+    x, y = map(list, zip(*{path[0] for path in paths.values()}))
     figure.add_scatter(
-        x=[path[0][0] for path in paths.values()], y=[path[0][1] for path in paths.values()], mode="markers+text",
-        text="start", textposition="top center", textfont={"color": "var(--ink)"}, hoverinfo="text", showlegend=False,
-        marker={"symbol": "circle", "size": 13, "color": "var(--surface)", "line": {"color": "var(--ink)", "width": 2}},
+        x=x, y=y, mode="markers+text", text="start", textposition="top center", hoverinfo="text", showlegend=False,
+        marker={"size": 13, "color": "var(--surface)", "line": {"color": "var(--ink)", "width": 2}},
     )  # fmt: skip
     shares = [*(f" ({percent(share)} of variance)" for share in plane.get("explained") or []), "", ""]
     figure.update_xaxes(title_text=f"component 1{shares[0]}", showgrid=True).update_layout(legend_traceorder="reversed")

@@ -1,0 +1,194 @@
+"""Diagnostics that anyone can run on their own network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from isopath.geometry.gram import Gram
+from isopath.geometry.reference import Part, Reference
+from isopath.network import Network
+
+LARGEST = 20_000  # parameters times outputs of a dense check
+
+
+@dataclass(frozen=True)
+class MetricCheck:
+    """How far a metric is from the dense JᵀHJ, relative to its norm, on random tangents."""
+
+    product: float
+    solve: float
+    symmetry: float
+    cosine: float
+
+    def __repr__(self) -> str:
+        return (
+            f"MetricCheck(product={self.product:.2e}, solve={self.solve:.2e}, symmetry={self.symmetry:.2e}, "
+            f"cosine={self.cosine:.4f})"
+        )
+
+
+def dense_metric(network: Network, part: Part, theta: Tensor) -> Tensor:
+    """G as a matrix `(P, P)`, from a dense Jacobian: for checks of small networks only."""
+    total = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
+    for batch in part.batches:
+
+        def outputs(point: Tensor, batch: object = batch) -> Tensor:
+            return batch.outputs(network, point)  # type: ignore[attr-defined]
+
+        jacobian = torch.func.jacrev(outputs)(theta)
+        root = batch.divergence.root(outputs(theta)) * batch.weight.sqrt()[..., None, None]
+        rows = torch.einsum("...kc,...cp->...kp", root, jacobian).reshape(-1, len(theta))
+        total += rows.mT @ rows
+    return total
+
+
+def check_metric(
+    model: nn.Module, reference: Reference, kind: str = "exact", damping: float = 1e-3, seed: int = 0, **options: object
+) -> MetricCheck:
+    """Compares a metric with the dense JᵀHJ of a small network.
+
+    Args:
+        model: a module of at most a few thousand parameters; use `.double()` for a check to machine precision.
+        reference: what is kept.
+        kind: as in `Reference.metric`.
+        damping: of the solves compared.
+        seed: of the random tangents.
+        options: further arguments of the metric.
+
+    Raises:
+        ValueError: the network is too large for a dense metric.
+    """
+    network = Network(model)
+    if network.space.dimension > LARGEST:
+        raise ValueError(
+            f"a dense check of {network.space.dimension} parameters is too large, at most {LARGEST}; "
+            "check a smaller network of the same layers"
+        )
+    part = reference.whole(network, network.start)
+    dense = dense_metric(network, part, network.start)
+    metric = reference.metric(model, kind, **options)
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.randn(len(dense), generator=generator, dtype=torch.float64).to(dense) for _ in range(2))
+    gu, gv, expected = metric.mv(u), metric.mv(v), dense @ v
+    eye = torch.eye(len(dense), dtype=dense.dtype, device=dense.device)
+    solved = torch.linalg.solve(dense + damping * eye, v)
+    scale = (gu.norm() * v.norm()).clamp_min(1e-300)
+    return MetricCheck(
+        float((gv - expected).norm() / expected.norm()),
+        float((metric.solve(v, damping) - solved).norm() / solved.norm()),
+        float((torch.dot(gu, v) - torch.dot(u, gv)).abs() / scale),
+        float(torch.dot(gv, expected) / (gv.norm() * expected.norm())),
+    )
+
+
+@dataclass(frozen=True)
+class OrderCheck:
+    """Orders of √(2D) in the step length h.
+
+    Attributes:
+        lengths: the step lengths.
+        predictor: √(2D) after a null-space step of each length.
+        corrected: √(2D) after one Gauss-Newton correction as well.
+        predictor_order, corrected_order: slopes on logarithmic axes over the last three halvings above rounding.
+    """
+
+    lengths: tuple[float, ...]
+    predictor: tuple[float, ...]
+    corrected: tuple[float, ...]
+
+    @property
+    def predictor_order(self) -> float:
+        """2 for a null-space step of a smooth network."""
+        return slope(self.lengths, self.predictor)
+
+    @property
+    def corrected_order(self) -> float:
+        """4 with one correction, 3 if its Jacobian is that of the start."""
+        return slope(self.lengths, self.corrected)
+
+    def __repr__(self) -> str:
+        return f"OrderCheck(predictor={self.predictor_order:.2f}, corrected={self.corrected_order:.2f})"
+
+
+def check_order(
+    model: nn.Module,
+    reference: Reference,
+    tangent: Tensor | None = None,
+    first: float = 0.5,
+    halvings: int = 10,
+    jacobian: Literal["fresh", "stale"] = "fresh",
+    project: bool = True,
+    seed: int = 0,
+) -> OrderCheck:
+    """Measures the order of a null-space step and of one Gauss-Newton correction.
+
+    A step of length h along the null space of J changes smooth outputs by O(h²); a correction with J re-evaluated at
+    the predictor squares that, O(h⁴); one with the Jacobian of the start leaves O(h³). Needs smooth activations, J of
+    full row rank (more parameters than outputs) and `"squared_error"`.
+
+    Args:
+        model: a module, in float64.
+        reference: a few inputs, with `divergence="squared_error"`.
+        tangent: the direction before projection, `(P,)`; random by default.
+        first: the longest step.
+        halvings: how often it is halved.
+        jacobian: `"stale"` corrects with the Jacobian of the start (a negative control: order 3).
+        project: `False` leaves the tangent as it is (a negative control: order 1).
+        seed: of the random tangent.
+    """
+    network = Network(model)
+    theta = network.start
+    part = reference.whole(network, theta)
+    metric = Gram(network, theta, part.batches)
+    if tangent is None:
+        generator = torch.Generator().manual_seed(seed)
+        tangent = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    tangent = metric.project(tangent) if project else tangent
+    tangent = tangent / tangent.norm()
+    lengths = [first * 0.5**i for i in range(halvings)]
+    predictor, corrected = [], []
+    for h in lengths:
+        point = theta + h * tangent
+        predictor.append((2 * part.drift(point)) ** 0.5)
+        here = metric if jacobian == "stale" else Gram(network, point, part.batches)
+        point = point - here.solve(part.gradient(point), 0.0)
+        corrected.append((2 * part.drift(point)) ** 0.5)
+    return OrderCheck(tuple(lengths), tuple(predictor), tuple(corrected))
+
+
+def slope(lengths: Sequence[float], values: Sequence[float], points: int = 4, floor: float = 1e-13) -> float:
+    """The order of `values` in `lengths`: least squares on logarithms over the last `points` above rounding."""
+    above = [(h, v) for h, v in zip(lengths, values) if v > floor][-points:]
+    if len(above) < 2:
+        raise ValueError(f"only {len(above)} values lie above rounding ({floor}); start with a longer step")
+    h, v = torch.tensor(above, dtype=torch.float64).log().unbind(1)
+    h = h - h.mean()
+    return float((h * (v - v.mean())).sum() / h.square().sum())
+
+
+def check_gradient(
+    objective: Callable[[Network, Tensor], Tensor], model: nn.Module, step: float = 1e-4, seed: int = 0
+) -> float:
+    """The relative error of an objective's gradient against a central difference along a random tangent.
+
+    Args:
+        objective: a callable `(net, theta) -> scalar`; one that samples must be frozen.
+        model: a module, in float64 for a sharp check.
+        step: of the difference.
+        seed: of the tangent.
+    """
+    network = Network(model)
+    theta = network.start.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(objective(network, theta), theta)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    v /= v.norm()
+    with torch.no_grad():
+        difference = (objective(network, theta + step * v) - objective(network, theta - step * v)) / (2 * step)
+        along = torch.dot(gradient, v)
+        return float((difference - along).abs() / along.abs().clamp_min(1e-30))

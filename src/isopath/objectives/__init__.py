@@ -1,0 +1,20 @@
+"""What is wanted of a path: one file each."""
+
+from isopath.objectives.diversity import Diversity
+from isopath.objectives.objective import Function, Objective, Sum, as_objective
+from isopath.objectives.sparsity import Sparsity, prunable, sparsity
+from isopath.objectives.task import Task
+from isopath.objectives.toward import Toward
+
+__all__ = [
+    "Diversity",
+    "Function",
+    "Objective",
+    "Sparsity",
+    "Sum",
+    "Task",
+    "Toward",
+    "as_objective",
+    "prunable",
+    "sparsity",
+]

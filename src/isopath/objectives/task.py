@@ -1,0 +1,132 @@
+"""A loss over data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from isopath.examples import Examples, tree_map
+from isopath.network import Network, Output
+from isopath.objectives.objective import Objective
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def _cross_entropy(y: Tensor, target: Tensor) -> Tensor:
+    """Per row, zero where the target is -100; the classes are the last axis."""
+    return F.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1), reduction="none").reshape(target.shape)
+
+
+def _bernoulli(y: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(y, target.to(y), reduction="none").sum(-1)
+
+
+def _squared_error(y: Tensor, target: Tensor) -> Tensor:
+    return 0.5 * (y - target.to(y).reshape(y.shape)).square().sum(-1)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": _cross_entropy,
+    "bernoulli": _bernoulli,
+    "squared_error": _squared_error,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Task(Objective):
+    """The mean loss over labelled data; a step sees one batch of it, drawn without replacement, epoch by epoch.
+
+    Args:
+        x: a tensor `(N, ...)`, a tuple or mapping of tensors, a `Dataset` or a `DataLoader` (then `y` may be `None`
+            and comes from the pairs).
+        y: targets with N rows: class indices `(N,)` or `(N, T)` (-100 is ignored), or values shaped like the outputs.
+        loss: `"cross_entropy"`, `"bernoulli"` (multi-label), `"squared_error"`, or a function of `(outputs, targets)`
+            that returns one value per row, or their mean.
+        outputs: a slice of the outputs' last axis (a head of its own in a shared output), or what picks the output
+            tensor: a key, an attribute's name, an index or a callable (see `Network`).
+        batch_size: rows per step.
+        weights: the weight of each row in the mean, `(N,)`.
+
+    Raises:
+        ValueError: zero rows, differing row counts, rows that are not finite, or an unknown loss.
+        TypeError: data of an unknown kind, or no targets.
+    """
+
+    x: Any
+    y: Any = None
+    loss: str | Loss = "cross_entropy"
+    outputs: slice | Output = None
+    batch_size: int = 256
+    weights: Tensor | None = None
+    index: Tensor | None = None  # the rows of a frozen task
+
+    def __post_init__(self) -> None:
+        if isinstance(self.loss, str) and self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; the names are {', '.join(LOSSES)}, or give a function")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if self.index is None and self.examples.take(torch.tensor([0]))[1] is None:
+            raise TypeError("a task needs targets: pass y, or a dataset of (x, y) pairs")
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The data, addressed by row."""
+        return Examples.of(self.x, self.y, what="a task's inputs")
+
+    def __call__(self, net: Network, theta: Tensor) -> Tensor:
+        """The mean loss over the frozen batch, or over everything in batches where none is."""
+        rows = torch.arange(len(self)) if self.index is None else self.index
+        total, share = torch.zeros((), dtype=theta.dtype, device=theta.device), 0.0
+        for part in rows.split(self.batch_size):
+            y, target = self.predict(net, theta, part)
+            value, weight = self._loss(y, target, part)
+            total, share = total + value * weight, share + weight
+        return total / share
+
+    def freeze(self, step: int, seed: int) -> Task:
+        """The task on the batch of a step: epochs are permutations of their own, seeded."""
+        size = min(self.batch_size, len(self))
+        per_epoch = len(self) // size
+        epoch, position = divmod(step, per_epoch)
+        order = _permutation(len(self), seed, epoch)
+        frozen = replace(self, index=order[position * size : (position + 1) * size])
+        frozen.__dict__["examples"] = self.examples  # checked once, not at every step
+        return frozen
+
+    def predict(self, net: Network, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs and targets on `rows`."""
+        inputs, target = self.examples.take(rows, net.space.device)
+        if isinstance(self.x, Tensor) and net.space.dtype == torch.float64:
+            inputs = tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, inputs)
+        part = isinstance(self.outputs, slice)
+        y = net(theta, inputs, None if part else self.outputs)  # type: ignore[arg-type]
+        return (y[..., self.outputs] if part else y), target
+
+    def _loss(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
+        """The mean over the rows, and their weight in a larger mean."""
+        value = (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(y, target)
+        if value.ndim == 0:
+            return value, float(len(rows))
+        weight = torch.ones_like(value) if self.weights is None else _spread(self.weights[rows], value)
+        if isinstance(self.loss, str) and self.loss == "cross_entropy":
+            weight = weight * (target != -100)
+        share = weight.sum()
+        return (value * weight).sum() / share, float(share)
+
+
+def _spread(weights: Tensor, value: Tensor) -> Tensor:
+    return weights.to(value).reshape(-1, *[1] * (value.ndim - 1)).expand_as(value)
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))

@@ -1,0 +1,1 @@
+"""Run folders, configs, data files and the report."""

@@ -1,0 +1,9 @@
+"""Functionally invariant paths: where to go, how far, and back."""
+
+from isopath.trace.controller import Backtracking
+from isopath.trace.corrector import GaussNewton
+from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
+from isopath.trace.state import State
+from isopath.trace.tracer import Tracer
+
+__all__ = ["Backtracking", "GaussNewton", "NaturalGradient", "NullSpace", "Penalised", "State", "Tracer"]

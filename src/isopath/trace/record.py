@@ -1,0 +1,243 @@
+"""A trace in a folder: written as it goes, resumed where it stopped."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isopath.geometry.reference import Drift
+from isopath.network import Network
+from isopath.storage import (
+    FORMAT,
+    DamagedFile,
+    append_line,
+    load_tensors,
+    read_json,
+    read_lines,
+    rewrite_lines,
+    save_tensors,
+    write_json,
+)
+from isopath.trace.state import State
+from isopath.trace.trajectory import Trajectory, Waypoint
+
+SCALARS = (
+    "accepted why step attempt objective_before objective step_length next_length correction corrected watched "
+    "rejected length evaluations damping status reason"
+).split()
+
+
+class Record:
+    """The run folder of one trace.
+
+    `run.json` says what ran; `history.jsonl` has a row per attempt; `waypoints/` the kept points under the model's own
+    parameter names; `checkpoint.safetensors` everything the next attempt depends on, replaced whole. A process killed
+    at any moment leaves a folder that resumes from its last checkpoint and ends bit for bit where it would have.
+
+    Args:
+        folder: where.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._written: set[int] = set()
+
+    @classmethod
+    def create(cls, folder: Path, about: Mapping[str, Any]) -> Record:
+        """A new folder.
+
+        Raises:
+            FileExistsError: something is there already; runs are never overwritten.
+        """
+        if (folder / "run.json").exists() or (folder.exists() and any(p.name != "config.yaml" for p in folder.iterdir())):
+            raise FileExistsError(
+                f"the run folder {folder} exists already and is never overwritten; resume it, or choose another name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "run.json", {"format": FORMAT, **versions(), **about})
+        return cls(folder)
+
+    # --- writing ----------------------------------------------------------------------------------------------------
+
+    def attempt(self, row: Mapping[str, Any]) -> None:
+        """Appends a row to the history."""
+        append_line(self.folder / "history.jsonl", row)
+
+    def waypoint(self, waypoint: Waypoint, network: Network) -> Waypoint:
+        """Writes a waypoint and gives it back as one that lives on disk."""
+        assert waypoint.theta is not None
+        file = self.folder / "waypoints" / f"{waypoint.step:06d}.safetensors"
+        save_tensors(file, network.space.unflatten(waypoint.theta), waypoint.row())
+        return replace(waypoint, theta=None, file=file)
+
+    def checkpoint(self, state: State, waypoints: list[Waypoint], seconds: float) -> None:
+        """Replaces the checkpoint, then drops the waypoint files that no checkpoint names any more."""
+        tensors = {
+            name: tensor
+            for name in ("theta", "momentum", "support")
+            if (tensor := getattr(state, name)) is not None
+        }
+        scalars = {name: getattr(state, name) for name in SCALARS}
+        scalars["parts"] = [state.parts.metric, state.parts.check]
+        rows = [waypoint.row() for waypoint in waypoints]
+        about = {"state": scalars, "waypoints": rows, "seconds": seconds}
+        save_tensors(self.folder / "checkpoint.safetensors", tensors, about)
+        write_json(self.folder / "waypoints.json", rows)
+        named = {waypoint.file for waypoint in waypoints}
+        for file in (self.folder / "waypoints").glob("*.safetensors"):
+            if file not in named:
+                file.unlink()
+
+    def finish(self, trajectory: Trajectory) -> None:
+        """Writes how it ended."""
+        path = self.folder / "metrics.json"
+        before = read_json(path) if path.exists() else {}
+        write_json(path, {**before, **summary(trajectory)})
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def resume(self, network: Network) -> tuple[State, list[Waypoint], list[dict[str, Any]], float]:
+        """State, waypoints, history and seconds of the last whole checkpoint; later rows and files are dropped.
+
+        Raises:
+            FileNotFoundError: the folder holds no checkpoint and no waypoint.
+        """
+        try:
+            tensors, about = load_tensors(self.folder / "checkpoint.safetensors")
+            state = self._state(about["state"], tensors, network)
+            waypoints = [self._on_disk(row) for row in about["waypoints"]]
+            seconds = float(about["seconds"])
+        except DamagedFile as error:
+            state, waypoints = self._last_waypoint(network)
+            seconds = 0.0
+            warnings.warn(f"{error}; going on from the waypoint of step {state.step}, not bit for bit", stacklevel=2)
+        rows, cut = read_lines(self.folder / "history.jsonl")
+        if cut:
+            warnings.warn(f"the last line of {self.folder / 'history.jsonl'} was cut off and is dropped", stacklevel=2)
+        rows = [row for row in rows if row["attempt"] <= state.attempt]
+        rewrite_lines(self.folder / "history.jsonl", rows)
+        return state, waypoints, rows, seconds
+
+    def _state(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], network: Network) -> State:
+        parts = Drift(*scalars.pop("parts"))
+        watched = tuple(scalars.pop("watched"))
+        values = {name: float("nan") if value is None else value for name, value in scalars.items()}
+        moved = {name: tensor.to(network.space.device) for name, tensor in tensors.items()}
+        return State(network=network, parts=parts, watched=watched, **moved, **values)
+
+    def _last_waypoint(self, network: Network) -> tuple[State, list[Waypoint]]:
+        """The last waypoint that is whole, as a state."""
+        whole = []
+        for file in sorted((self.folder / "waypoints").glob("*.safetensors")):
+            try:
+                tensors, about = load_tensors(file)
+            except DamagedFile:
+                continue
+            whole.append((self._on_disk(about), tensors))
+        if not whole:
+            raise FileNotFoundError(f"{self.folder} holds no whole checkpoint and no whole waypoint; start again")
+        last, tensors = whole[-1]
+        rows, _ = read_lines(self.folder / "history.jsonl")
+        row = next((r for r in reversed(rows) if r["accepted"] and r["step"] == last.step), {})
+        theta = network.space.flatten(tensors)
+        state = State(
+            theta,
+            step=last.step,
+            attempt=row.get("attempt", 0),
+            parts=Drift(last.drift, last.drift),
+            next_length=row.get("step_length") or 1e-3 * float(theta.norm()),
+            length=last.length,
+            evaluations=row.get("evaluations", 0.0),
+            network=network,
+        )
+        return state, [waypoint for waypoint, _ in whole]
+
+    def _on_disk(self, row: Mapping[str, Any]) -> Waypoint:
+        file = self.folder / "waypoints" / f"{row['step']:06d}.safetensors"
+        objective = float("nan") if row["objective"] is None else row["objective"]
+        return Waypoint(row["step"], row["length"], row["drift"], objective, file=file)
+
+    @classmethod
+    def save(cls, trajectory: Trajectory, folder: Path) -> Path:
+        """Writes a finished trajectory as a run folder."""
+        network = trajectory.network
+        record = cls.create(folder, {"verb": "trace", "tolerance": trajectory.tolerance, **about(network)})
+        for row in trajectory.history:
+            record.attempt(row)
+        for waypoint in trajectory.waypoints:
+            record.waypoint(replace(waypoint, theta=waypoint.load(network)), network)
+        write_json(folder / "waypoints.json", [waypoint.row() for waypoint in trajectory.waypoints])
+        record.finish(trajectory)
+        return folder
+
+    @classmethod
+    def load(cls, folder: Path, model: nn.Module) -> Trajectory:
+        """Reads one back; its waypoints stay on disk.
+
+        Raises:
+            FileNotFoundError: the folder is no run folder, or the run has not ended.
+        """
+        for name in ("run.json", "metrics.json", "waypoints.json"):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder} has no {name}: not a run folder, or a run that has not ended")
+        run, metrics = read_json(folder / "run.json"), read_json(folder / "metrics.json")
+        rows, _ = read_lines(folder / "history.jsonl")
+        waypoints = [cls(folder)._on_disk(row) for row in read_json(folder / "waypoints.json")]
+        names = set(run["parameters"])
+        return Trajectory(
+            Network(model, lambda name: name in names),
+            waypoints,
+            rows,
+            metrics["status"],
+            metrics["reason"],
+            metrics["drift_kind"],
+            run["tolerance"],
+            metrics["evaluations"],
+            metrics["seconds"],
+        )
+
+
+def summary(trajectory: Trajectory) -> dict[str, Any]:
+    """How a trace ended, as `metrics.json` has it."""
+    return {
+        "status": trajectory.status,
+        "reason": trajectory.reason,
+        "steps": trajectory.steps[-1],
+        "attempts": len(trajectory.history),
+        "drift": trajectory.drift,
+        "drift_kind": trajectory.drift_kind,
+        "evaluations": trajectory.evaluations,
+        "seconds": trajectory.seconds,
+    }
+
+
+def about(network: Network) -> dict[str, Any]:
+    """What of a network a run folder states."""
+    space = network.space
+    return {
+        "dimension": space.dimension,
+        "parameters": list(space.names),
+        "dtype": str(space.dtype),
+        "device": str(space.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Versions and the time of a run."""
+    from isopath.version import __version__
+
+    return {
+        "isopath": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

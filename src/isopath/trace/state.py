@@ -1,0 +1,105 @@
+"""Where a trace is: everything the next attempt depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from isopath.geometry.reference import Drift
+from isopath.objectives import Objective
+from isopath.trace.controller import Verdict
+from isopath.trace.direction import Frame
+from isopath.trace.status import Status
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from isopath.network import Network
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """What one step prepares and its attempts share: batch, gradient and tangent at the current point."""
+
+    objective: Objective  # frozen on the step's batch
+    before: float
+    slope: float
+    cotangent: Tensor
+    tangent: Tensor
+    tangent_norm: float
+    longest: float
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """One attempt of a trace, and all that the next one needs.
+
+    Attributes:
+        theta: the current point, `(P,)`: the attempt's end if it was accepted, else its start.
+        accepted: whether the attempt was accepted; `why` says what decided.
+        step: accepted steps so far.
+        attempt: attempts so far.
+        drift: the judged drift of the current point; `parts` has both of its parts.
+        tried: the drift of the attempt, accepted or not; `None` if the objective decided first.
+        objective_before, objective: on the step's batch, before and after the attempt.
+        step_length: of this attempt.
+        length: walked so far in weight space.
+        evaluations: gradient evaluations spent so far.
+        status, reason: `"running"` until the trace ends.
+    """
+
+    theta: Tensor
+    momentum: Tensor | None = None
+    support: Tensor | None = None
+    accepted: bool = True
+    why: Verdict = "accepted"
+    step: int = 0
+    attempt: int = 0
+    parts: Drift = field(default_factory=lambda: Drift(0.0, 0.0))
+    tried: Drift | None = None
+    objective_before: float = float("nan")
+    objective: float = float("nan")
+    step_length: float = 0.0
+    next_length: float = 0.0
+    correction: float = 1.0
+    corrected: int = 0  # accepted steps in a row in which the corrector acted
+    watched: tuple[float, ...] = ()  # the objective on a fixed batch, every ten accepted steps
+    rejected: int = 0
+    length: float = 0.0
+    evaluations: float = 0.0
+    damping: float = 0.0
+    status: Status = "running"
+    reason: str = "The trace has not ended."
+    network: Network | None = None
+    frame: Frame | None = None
+    ready: Ready | None = None
+
+    @property
+    def drift(self) -> float:
+        """The judged drift of the current point."""
+        return self.parts.judged
+
+    def model(self) -> nn.Module:
+        """A new module at the current point."""
+        assert self.network is not None
+        return self.network.model(self.theta)
+
+    def row(self) -> dict[str, Any]:
+        """The attempt as a row of the history."""
+        return {
+            "attempt": self.attempt,
+            "step": self.step,
+            "accepted": self.accepted,
+            "why": self.why,
+            "objective_before": self.objective_before,
+            "objective": self.objective,
+            "drift": self.tried and self.tried.judged,
+            "drift_metric": self.tried and self.tried.metric,
+            "drift_check": self.tried and self.tried.check,
+            "step_length": self.step_length,
+            "damping": self.damping,
+            "length": self.length,
+            "evaluations": round(self.evaluations, 3),
+        }

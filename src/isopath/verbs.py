@@ -1,0 +1,221 @@
+"""The verbs that a user types: they bind the parts together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from isopath.geometry.reference import Reference, References
+from isopath.network import Network
+from isopath.objectives import Objective
+from isopath.objectives.objective import Scalar
+from isopath.run.progress import shown
+from isopath.space import Trainable
+from isopath.storage import DamagedFile
+from isopath.trace.controller import Backtracking
+from isopath.trace.corrector import GaussNewton
+from isopath.trace.direction import Direction, NaturalGradient
+from isopath.trace.record import Record, about
+from isopath.trace.state import State
+from isopath.trace.tracer import Tracer
+from isopath.trace.trajectory import Keeper, Trajectory
+
+
+def trace(
+    model: nn.Module,
+    keep: Reference | References | None,
+    objective: Objective | Scalar,
+    tolerance: float = 0.01,
+    max_steps: int = 200,
+    seed: int = 0,
+    *,
+    trainable: Trainable = None,
+    direction: Direction | None = None,
+    corrector: GaussNewton | None = GaussNewton(),  # noqa: B008 (frozen)
+    controller: Backtracking | None = None,
+    max_evaluations: float | None = None,
+    keep_waypoints: int | str = 32,
+    run: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+) -> Trajectory:
+    """Moves a network through weight space towards an objective while its outputs on a reference stay put.
+
+    Every accepted waypoint has drift at most `tolerance`. There is no learning rate: the controller finds the steps.
+    Numerically it is continuation: a predictor along -(I + G/μ)⁻¹∇L, with G the metric pulled back from the kept
+    outputs, and a Gauss-Newton corrector on the drift (Raghavan & Thomson, arXiv 2205.00334, is the idea;
+    docs/how-it-works.md the mathematics).
+
+    Args:
+        model: any module; it is not modified. Eval mode is used, and dropout is off.
+        keep: a reference, a sum of them, or `None` to keep nothing.
+        objective: what is wanted: `Task`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or any callable
+            `(net, theta) -> scalar`.
+        tolerance: the largest mean divergence of the kept outputs. For the default divergence, 0.01 keeps about 99 %
+            of predictions.
+        max_steps: accepted steps at most.
+        seed: of the reference's split and the objective's batches. The same seed gives the same bits.
+        trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
+        direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`.
+        corrector: `None` for no correction.
+        controller: step lengths; `Backtracking()` by default.
+        max_evaluations: gradient evaluations at most.
+        keep_waypoints: how many points of the path to keep, or `"all"`.
+        run: a folder to record in; the waypoints then live there. It must not exist.
+        resume: go on with the run in that folder, which must have been started with the same arguments.
+        progress: show a progress bar.
+
+    Returns:
+        The path, with status, reason, history and kept waypoints.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong; the message says what was expected.
+        FileExistsError: the run folder exists and `resume` is false.
+    """
+    network = Network(model, trainable)
+    tracer = _tracer(network, keep, objective, seed, tolerance, max_steps, max_evaluations, direction, corrector, controller)
+    keeper = Keeper(tracer.kept, tolerance, keep_waypoints)
+    record, state, history, elapsed = _opened(run, resume, tracer, keeper)
+    return _follow(tracer, keeper, record, state, history, elapsed, progress)
+
+
+def steps(
+    model: nn.Module,
+    keep: Reference | References | None,
+    objective: Objective | Scalar,
+    tolerance: float = 0.01,
+    max_steps: int = 200,
+    seed: int = 0,
+    *,
+    trainable: Trainable = None,
+    direction: Direction | None = None,
+    corrector: GaussNewton | None = GaussNewton(),  # noqa: B008 (frozen)
+    controller: Backtracking | None = None,
+    max_evaluations: float | None = None,
+) -> Iterator[State]:
+    """As `trace`, but hands over every attempt: drive the path yourself and leave when you like.
+
+    Yields:
+        `State`: `.accepted`, `.theta`, `.drift`, `.objective`, `.step`, `.status`, `.model()`. The first is the start.
+    """
+    network = Network(model, trainable)
+    tracer = _tracer(network, keep, objective, seed, tolerance, max_steps, max_evaluations, direction, corrector, controller)
+    return tracer.iterate()
+
+
+def _tracer(
+    network: Network,
+    keep: Reference | References | None,
+    objective: Objective | Scalar,
+    seed: int,
+    tolerance: float,
+    max_steps: int,
+    max_evaluations: float | None,
+    direction: Direction | None,
+    corrector: GaussNewton | None,
+    controller: Backtracking | None,
+) -> Tracer:
+    return Tracer.of(
+        network,
+        keep,
+        objective,
+        seed,
+        tolerance=tolerance,
+        max_steps=max_steps,
+        max_evaluations=max_evaluations,
+        direction=direction or NaturalGradient(),
+        corrector=corrector,
+        controller=controller or Backtracking(),
+    )
+
+
+def _opened(
+    run: str | Path | None, resume: bool, tracer: Tracer, keeper: Keeper
+) -> tuple[Record | None, State | None, list[dict[str, Any]], float]:
+    """The run's record and, where it goes on, the state, history and seconds that it goes on from."""
+    if run is None:
+        if resume:
+            raise ValueError("resume=True needs run=, the folder of the run to go on with")
+        return None, None, [], 0.0
+    if resume:
+        record = Record(Path(run))
+        if not (record.folder / "checkpoint.safetensors").exists():
+            raise FileNotFoundError(f"{run} has no checkpoint to go on from; start it again under another name")
+        state, waypoints, history, seconds = record.resume(tracer.network)
+        keeper.waypoints = waypoints
+        return record, state, history, seconds
+    described = {
+        "verb": "trace",
+        "seed": tracer.seed,
+        "tolerance": tracer.tolerance,
+        "max_steps": tracer.max_steps,
+        "split": [[p.metric_part.rows, p.check_part.rows, p.split] for p in tracer.kept.parts],
+        **about(tracer.network),
+    }
+    return Record.create(Path(run), described), None, [], 0.0
+
+
+def _follow(
+    tracer: Tracer,
+    keeper: Keeper,
+    record: Record | None,
+    state: State | None,
+    history: list[dict[str, Any]],
+    elapsed: float,
+    progress: bool,
+) -> Trajectory:
+    """Runs the tracer to its end, keeping and recording."""
+    began, saved = time.perf_counter() - elapsed, float("-inf")
+    resumed = state is not None
+
+    def keep(state: State, last: bool = False) -> None:
+        taken = keeper.offer(state, last)
+        if record and taken is not None and taken in keeper.waypoints:
+            keeper.waypoints[keeper.waypoints.index(taken)] = record.waypoint(taken, tracer.network)
+
+    for i, state in enumerate(shown(tracer.iterate(state), tracer, progress)):
+        now = time.perf_counter()
+        if i > 0:
+            history.append({**state.row(), "seconds": round(now - began, 3)})
+            if record:
+                record.attempt(history[-1])
+        if not (resumed and i == 0) and state.accepted:
+            keep(state, last=False)
+        # A state is clean when nothing but itself decides what comes next: the metric is about to be built anew
+        clean = state.frame is None and state.ready is None and state.status == "running"
+        if record and clean and now - saved > 1.0:
+            record.checkpoint(state, keeper.waypoints, now - began)
+            saved = now
+    assert state is not None
+    keep(state, last=True)
+    trajectory = Trajectory(
+        tracer.network,
+        tuple(keeper.waypoints),
+        history,
+        state.status,
+        state.reason + _refusals(keeper),
+        tracer.kept.kind,
+        tracer.tolerance,
+        state.evaluations,
+        time.perf_counter() - began,
+    )
+    if record:
+        record.checkpoint(state, keeper.waypoints, trajectory.seconds)
+        record.finish(trajectory)
+    return trajectory
+
+
+def _refusals(keeper: Keeper) -> str:
+    if not keeper.refused:
+        return ""
+    return (
+        f" {keeper.refused} waypoints were within the tolerance on the sampled rows and beyond it on the whole "
+        "reference; they were not kept. A larger sample= makes that rarer."
+    )
+
+
+__all__ = ["DamagedFile", "steps", "trace"]
