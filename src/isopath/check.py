@@ -36,13 +36,13 @@ def dense_metric(network: Network, part: Part, theta: Tensor) -> Tensor:
     """G as a matrix `(P, P)`, from a dense Jacobian: for checks of small networks only."""
     total = torch.zeros(len(theta), len(theta), dtype=theta.dtype, device=theta.device)
     for batch in part.batches:
-
-        def outputs(point: Tensor, batch: object = batch) -> Tensor:
-            return batch.outputs(network, point)  # type: ignore[attr-defined]
-
-        jacobian = torch.func.jacrev(outputs)(theta)
-        root = batch.divergence.root(outputs(theta)) * batch.weight.sqrt()[..., None, None]
-        rows = torch.einsum("...kc,...cp->...kp", root, jacobian).reshape(-1, len(theta))
+        point = theta.detach().requires_grad_(True)
+        y = batch.outputs(network, point)
+        # one backward pass a row, not a vectorised one: it works for every operator that has a derivative
+        pulled = [torch.autograd.grad(entry, point, retain_graph=True, allow_unused=True)[0] for entry in y.reshape(-1)]
+        jacobian = torch.stack([torch.zeros_like(theta) if row is None else row for row in pulled])
+        root = batch.divergence.root(y.detach()) * batch.weight.sqrt()[..., None, None]
+        rows = torch.einsum("...kc,...cp->...kp", root, jacobian.reshape(*y.shape, -1)).reshape(-1, len(theta))
         total += rows.mT @ rows
     return total
 

@@ -99,7 +99,8 @@ def _from_dataset(dataset: Any, collate: Callable[[list[Any]], Any], y: Any, wha
 
 
 def _gather(loader: DataLoader[Any]) -> tuple[Tree, Any]:
-    batches = list(loader)
+    with torch.random.fork_rng(devices=[]):  # iterating a loader draws from the global generator
+        batches = list(loader)
     if not batches:
         raise ValueError("the DataLoader yields no batch; give at least one row")
     paired = isinstance(batches[0], (tuple, list)) and len(batches[0]) == 2

@@ -66,8 +66,16 @@ class Network:
     def apply(self, parameters: Mapping[str, Tensor], inputs: Any, output: Output = None) -> Tensor:
         """As a call, with named parameters and nothing counted."""
         args, kwargs = _arguments(inputs)
-        with plain_kernels(self._recurrent):
-            returned = functional_call(self._skeleton, dict(parameters), args, kwargs)
+        try:
+            with plain_kernels(self._recurrent):
+                returned = functional_call(self._skeleton, dict(parameters), args, kwargs)
+        except NotImplementedError:
+            raise  # an operator without the derivative asked for, which callers know what to do about
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"the model does not run on these inputs: got {_shapes(inputs)}; its parameters are "
+                f"{self.space.dtype} on {self.space.device}; convert or reshape the inputs. The model said: {error}"
+            ) from error
         return pick(returned, output)
 
     def count(self, rows: int, cost: float) -> None:
@@ -166,6 +174,16 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def _shapes(inputs: Any) -> str:
+    """Shapes, dtypes and devices, for an error."""
+    args, kwargs = _arguments(inputs)
+    named = {**dict(enumerate(args)), **kwargs}
+    return ", ".join(
+        f"{name}: {tuple(v.shape)} {v.dtype} on {v.device}" if isinstance(v, Tensor) else f"{name}: {type(v).__name__}"
+        for name, v in named.items()
+    )
 
 
 def _skeleton(model: nn.Module) -> nn.Module:

@@ -23,6 +23,8 @@ class Path(ABC):
 
     def sample(self, count: int) -> list[Tensor]:
         """`count` points at equally spaced t, both ends included."""
+        if count < 2:
+            raise ValueError(f"a sample has both ends and so at least 2 points, got {count}")
         return [self(i / (count - 1)) for i in range(count)]
 
     def length(self, metric: Metric | Callable[[Tensor], Metric] | None = None, points: int = 65) -> float:
@@ -67,13 +69,13 @@ class PolyChain(Path):
 
     def __call__(self, t: float) -> Tensor:
         t = check_unit(t)
-        lengths = torch.tensor([float((b - a).norm()) for a, b in zip(self.points, self.points[1:])])
+        lengths = torch.tensor([float((b - a).norm()) for a, b in zip(self.points, self.points[1:])], dtype=torch.float64)
         total = float(lengths.sum())
         if t == 0 or total == 0:
             return self.points[0].clone()
         if t == 1:
             return self.points[-1].clone()
-        ends = lengths.double().cumsum(0)
+        ends = lengths.cumsum(0)
         piece = min(int(torch.searchsorted(ends, t * total)), len(lengths) - 1)
         before = float(ends[piece] - lengths[piece])
         share = (t * total - before) / max(float(lengths[piece]), 1e-300)

@@ -47,10 +47,10 @@ def evaluate_at(network: Network, theta: Tensor, task: Task) -> Evaluation:
     """As `evaluate`, at a point of a network's weight space."""
     loss, right, rows, share = 0.0, 0.0, 0, 0.0
     with torch.no_grad():
-        for part in torch.arange(len(task)).split(max(task.batch_size, 256)):
+        for part in torch.arange(len(task)).split(task.batch_size):
             y, target = task.predict(network, theta, part)
-            value, weight = task._loss(y, target, part)
-            loss, share = loss + float(value) * weight, share + weight
+            value, weight = task.loss_of(y, target, part)
+            loss, share = loss + float(value), share + weight
             hits = _hits(y, target, task.loss)
             if hits is not None:
                 right, rows = right + float(hits.sum()), rows + hits.numel()

@@ -83,7 +83,10 @@ class KL(_Softmax):
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
         log_p, log_p0 = y.log_softmax(-1), y0.log_softmax(-1)
-        return (log_p0.exp() * (log_p0 - log_p)).sum(-1)
+        z, p0 = log_p - log_p0, log_p0.exp()
+        # Σp = Σp₀, so each term may be written p - p₀ - p₀z >= 0; near zero with expm1, which keeps its digits
+        small = z.clamp(-0.5, 0.5)
+        return torch.where(z.abs() < 0.5, p0 * (torch.expm1(small) - small), log_p.exp() - p0 - p0 * z).sum(-1)
 
 
 class Bhattacharyya(_Softmax):
@@ -93,7 +96,10 @@ class Bhattacharyya(_Softmax):
     scale = 0.25
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
-        return -torch.logsumexp(0.5 * (y.log_softmax(-1) + y0.log_softmax(-1)), -1)
+        # -log(1 - h) of the Hellinger distance h while that is small: it keeps its digits
+        h = Hellinger().rows(y, y0)
+        plain = -torch.logsumexp(0.5 * (y.log_softmax(-1) + y0.log_softmax(-1)), -1)
+        return torch.where(h < 0.5, -torch.log1p(-h.clamp_max(0.5)), plain)
 
 
 class Bernoulli(Divergence):
@@ -102,9 +108,11 @@ class Bernoulli(Divergence):
     name = "bernoulli"
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
-        p0 = y0.sigmoid()
+        p0, d = y0.sigmoid(), y - y0
         softplus = torch.nn.functional.softplus
-        return (softplus(y) - softplus(y0) - p0 * (y - y0)).sum(-1)
+        # log(1 + p₀(eᵈ - 1)) is the difference of the softplus terms without their cancellation
+        near = torch.log1p(p0 * torch.expm1(d.clamp(-0.5, 0.5))) - p0 * d
+        return torch.where(d.abs() < 0.5, near, softplus(y) - softplus(y0) - p0 * d).sum(-1)
 
     def root(self, y: Tensor) -> Tensor:
         return torch.diag_embed((y.sigmoid() * (-y).sigmoid()).sqrt())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,6 +111,10 @@ class Exact:
         return point, y
 
     def _pushforward(self, batch: Batch, v: Tensor, y: Tensor, point: Tensor) -> Tensor:
+        if v.shape != self.theta.shape:
+            raise ValueError(f"a tangent has shape {tuple(v.shape)}, expected {tuple(self.theta.shape)}")
+        if not y.requires_grad:
+            return torch.zeros_like(y)
         if self.forward_mode:
             try:
                 return self._forward_mode(batch, v, y)
@@ -128,6 +133,8 @@ class Exact:
 
 
 def _pullback(y: Tensor, point: Tensor, cotangent: Tensor, keep: bool) -> Tensor:
+    if not y.requires_grad:  # no trainable parameter is read: no curvature
+        return torch.zeros_like(point)
     (pulled,) = torch.autograd.grad(y, point, cotangent.to(y), retain_graph=keep)
     return pulled
 
@@ -139,12 +146,28 @@ def _double_backward(y: Tensor, point: Tensor, v: Tensor) -> Tensor:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             (pulled,) = torch.autograd.grad(y, point, u, create_graph=True)
+            dead = [node for node in _graph(pulled) if node.name() == "Error"]
+            if dead:  # a backward that is differentiable only once cuts the graph without a word
+                custom = [n.name() for n in _graph(y) if isinstance(n, torch.autograd.function.BackwardCFunction)]
+                raise RuntimeError(f"derivative for {custom[0] if custom else 'a custom function'} is differentiable once")
             (pushed,) = torch.autograd.grad(pulled, u, v.to(pulled), retain_graph=True)
     except RuntimeError as error:
-        found = re.search(r"derivative for (\S+)|backward of (\S+)|(\w+Backward\w*)", str(error))
-        operator = next((g for g in found.groups() if g), "unknown") if found else type(y.grad_fn).__name__
+        found = re.search(r"derivative for (\S+)|(\w+Backward\w*)", str(error))
+        operator = next(g for g in found.groups() if g) if found else "unknown"
         raise NotImplementedError(
             f"the operator {operator} has neither a forward-mode derivative nor a double backward ({error}); "
-            'use direction metric "kronecker", freeze the parameters before it with trainable=, or replace the operator'
+            'use the metric "kronecker", freeze the parameters before it with trainable=, or replace the operator'
         ) from error
     return pushed.detach()
+
+
+def _graph(tensor: Tensor) -> list[Any]:
+    """Every node of the backward graph."""
+    seen: dict[Any, None] = {}
+    stack = [tensor.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            stack.extend(following for following, _ in node.next_functions)
+    return list(seen)

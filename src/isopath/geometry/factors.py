@@ -33,6 +33,10 @@ class SecondMoment:
         if self.matrix is not None:
             self.matrix += (rows.mT @ rows).double()
             return
+        if width > CAP and rows.shape[1] > CAP:
+            for piece in rows.split(CAP, 1):  # so that no Gram matrix has more than 3 * CAP rows
+                self.add(piece)
+            return
         self.rows.append(rows)
         count = sum(r.shape[1] for r in self.rows)
         if count >= width and width <= CAP:

@@ -22,11 +22,12 @@ class Identity:
 
     dimension: int
     scale: float = 1.0
+    dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, network: Network, theta: Tensor, batches: Sequence[Any], scale: float = 1.0) -> Identity:
         """The identity on the network's space."""
-        return cls(network.space.dimension, scale)
+        return cls(network.space.dimension, scale, network.space.dtype)
 
     def mv(self, v: Tensor) -> Tensor:
         """`scale * v`."""
@@ -42,7 +43,7 @@ class Identity:
 
     def spectrum(self, k: int) -> Tensor:
         """`scale`, as often as asked."""
-        return torch.full((min(k, self.dimension),), self.scale)
+        return torch.full((min(k, self.dimension),), self.scale, dtype=self.dtype)
 
     def trace(self) -> float:
         """`scale * P`."""

@@ -35,8 +35,16 @@ class Block:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Products of the factors' eigenvalues, `(groups, rb, ra)`."""
-        return self.output_values.unsqueeze(-1) * self.input_values.unsqueeze(-2)
+        """Products of the factors' eigenvalues along stored directions, shrinkage included, flat."""
+        low_a, low_b = self.shrinkage
+        return ((self.output_values.unsqueeze(-1) + low_b) * (self.input_values.unsqueeze(-2) + low_a)).reshape(-1)
+
+    @property
+    def trace(self) -> Tensor:
+        """tr(B + bI) tr(A + aI), summed over the groups."""
+        (low_a, low_b), (_, outputs, inputs) = self.shrinkage, self.shape
+        output = self.output_values.sum(-1) + outputs * low_b.flatten()
+        return (output * (self.input_values.sum(-1) + inputs * low_a.flatten())).sum()
 
     def gather(self, v: Tensor) -> Tensor:
         """This layer's part of a tangent as `(groups, o, i)`."""
@@ -133,7 +141,7 @@ class Kronecker:
 
     def spectrum(self, k: int) -> Tensor:
         """The largest eigenvalues of the approximation, descending."""
-        values = [block.eigenvalues.reshape(-1) for block in self.blocks]
+        values = [block.eigenvalues for block in self.blocks]
         values.append(self.diagonal[self.diagonal > 0])
         every = torch.cat(values)
         found = every.topk(min(k, len(every))).values
@@ -141,7 +149,7 @@ class Kronecker:
 
     def trace(self) -> float:
         """The sum of the eigenvalues."""
-        return float(sum(block.eigenvalues.sum() for block in self.blocks) + self.diagonal.sum())
+        return float(sum(block.trace for block in self.blocks) + self.diagonal.sum())
 
 
 @dataclass
@@ -166,6 +174,7 @@ class _Moments:
         self.layers: dict[tuple[str | None, str | None], _Layer] = {}
         self.diagonal = torch.zeros(self.space.dimension, dtype=self.space.dtype, device=self.space.device)
         self.generator = torch.Generator().manual_seed(0)
+        self.share = 0.0  # total weight of the rows seen: one for each reference
 
     def add(self, theta: Tensor, batch: Batch, coverage: float) -> None:
         """One batch: a forward pass, and a backward pass for each column of the outputs' curvature."""
@@ -173,10 +182,13 @@ class _Moments:
         parameters = self.space.unflatten(point)
         with torch.enable_grad(), Observer(parameters) as observer:
             y = self.network.apply(parameters, batch.inputs, batch.output)
+        if not y.requires_grad:  # no trainable parameter is read: no curvature
+            return
         uses, rest = self._sort(observer, parameters)
         cotangents = _columns(batch, y.detach(), coverage)
         self.network.count(rows_of(batch.inputs), 1 + BACKWARD * (len(cotangents) - 1))
         example = batch.weight.reshape(len(batch.weight), -1).sum(1)
+        self.share += float(example.sum())
         for use in uses:
             if use.kind == "kronecker":
                 self._inputs(use, example)
@@ -234,6 +246,7 @@ class _Moments:
     def _block(self, layer: _Layer, shrinkage: float) -> Block:
         dtype = self.space.dtype
         input_values, input_vectors = (t.to(dtype) for t in layer.inputs.eigen())
+        input_values = input_values / self.share  # A is a mean over all rows; B carries the sum over the references
         output_values, output_vectors = (t.to(dtype) for t in layer.outputs.eigen())
         weight = self.slices[layer.weight] if layer.weight else None
         bias = self.slices[layer.bias] if layer.bias else None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from isopath.examples import Examples, check_finite, to
 from isopath.geometry.batch import Batch
@@ -39,7 +40,8 @@ class Part:
         for batch in self.batches:
             point = theta.detach().requires_grad_(True)
             share = batch.drift(batch.outputs(self.network, point))
-            total += torch.autograd.grad(share, point)[0]
+            if share.requires_grad:
+                total += torch.autograd.grad(share, point)[0]
         return total
 
 
@@ -82,6 +84,8 @@ class Reference:
             raise ValueError(f"split must lie between 0 and 1, got {self.split}; 0.5 gives half to each part")
         if self.batch_size < 1 or self.sample < 1:
             raise ValueError(f"batch_size and sample must be >= 1, got {self.batch_size} and {self.sample}")
+        if isinstance(self.mask, str) and not isinstance(self.inputs, (Mapping, Dataset, DataLoader)):
+            raise ValueError(f"mask={self.mask!r} names an entry of the inputs, which have none; give the mask as a tensor")
         count = len(self.examples)
         for name, given in (("outputs", self.outputs), ("weights", self.weights), ("mask", self.mask)):
             if isinstance(given, Tensor) and given.shape[0] != count:
@@ -175,6 +179,8 @@ class References:
     parts: tuple[Reference, ...]
 
     def __add__(self, other: Reference | References) -> References:
+        if not isinstance(other, (Reference, References)):
+            return NotImplemented
         return References(self.parts + (other.parts if isinstance(other, References) else (other,)))
 
     def __len__(self) -> int:

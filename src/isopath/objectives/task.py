@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isopath.examples import Examples, tree_map
+from isopath.examples import Examples
 from isopath.network import Network, Output
 from isopath.objectives.objective import Objective
 
@@ -71,6 +72,8 @@ class Task(Objective):
             raise ValueError(f"unknown loss {self.loss!r}; the names are {', '.join(LOSSES)}, or give a function")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if self.weights is not None and (self.weights.shape != (len(self),) or not float(self.weights.min()) >= 0):
+            raise ValueError(f"weights must be >= 0 of shape ({len(self)},), one per row, got {tuple(self.weights.shape)}")
         if self.index is None and self.examples.take(torch.tensor([0]))[1] is None:
             raise TypeError("a task needs targets: pass y, or a dataset of (x, y) pairs")
 
@@ -88,9 +91,9 @@ class Task(Objective):
         total, share = torch.zeros((), dtype=theta.dtype, device=theta.device), 0.0
         for part in rows.split(self.batch_size):
             y, target = self.predict(net, theta, part)
-            value, weight = self._loss(y, target, part)
-            total, share = total + value * weight, share + weight
-        return total / share
+            value, weight = self.loss_of(y, target, part)
+            total, share = total + value, share + weight
+        return total / share if share else total
 
     def freeze(self, step: int, seed: int) -> Task:
         """The task on the batch of a step: epochs are permutations of their own, seeded."""
@@ -98,29 +101,26 @@ class Task(Objective):
         per_epoch = len(self) // size
         epoch, position = divmod(step, per_epoch)
         order = _permutation(len(self), seed, epoch)
-        frozen = replace(self, index=order[position * size : (position + 1) * size])
-        frozen.__dict__["examples"] = self.examples  # checked once, not at every step
+        frozen = copy.copy(self)  # not replace(): the data was checked once and need not be at every step
+        object.__setattr__(frozen, "index", order[position * size : (position + 1) * size])
         return frozen
 
     def predict(self, net: Network, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets on `rows`."""
         inputs, target = self.examples.take(rows, net.space.device)
-        if isinstance(self.x, Tensor) and net.space.dtype == torch.float64:
-            inputs = tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, inputs)
         part = isinstance(self.outputs, slice)
         y = net(theta, inputs, None if part else self.outputs)  # type: ignore[arg-type]
         return (y[..., self.outputs] if part else y), target
 
-    def _loss(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
-        """The mean over the rows, and their weight in a larger mean."""
+    def loss_of(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
+        """The weighted sum of the loss over the rows, and the sum of the weights."""
         value = (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(y, target)
         if value.ndim == 0:
-            return value, float(len(rows))
+            return value * len(rows), float(len(rows))
         weight = torch.ones_like(value) if self.weights is None else _spread(self.weights[rows], value)
-        if isinstance(self.loss, str) and self.loss == "cross_entropy":
+        if self.loss == "cross_entropy":
             weight = weight * (target != -100)
-        share = weight.sum()
-        return (value * weight).sum() / share, float(share)
+        return (value * weight).sum(), float(weight.sum())
 
 
 def _spread(weights: Tensor, value: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ from isopath.trace.state import State
 from isopath.trace.trajectory import Trajectory, Waypoint
 
 SCALARS = (
-    "accepted why step attempt objective_before objective step_length next_length correction corrected watched "
-    "rejected length evaluations damping status reason"
+    "accepted why step attempt objective_before objective step_length rate refused typical stride age looked correction "
+    "corrected watched rejected length evaluations damping status reason"
 ).split()
 
 
@@ -113,7 +113,7 @@ class Record:
         try:
             tensors, about = load_tensors(self.folder / "checkpoint.safetensors")
             state = self._state(about["state"], tensors, network)
-            waypoints = [self._on_disk(row) for row in about["waypoints"]]
+            waypoints = self._whole([self._on_disk(row) for row in about["waypoints"]], state, network)
             seconds = float(about["seconds"])
         except DamagedFile as error:
             state, waypoints = self._last_waypoint(network)
@@ -123,8 +123,25 @@ class Record:
         if cut:
             warnings.warn(f"the last line of {self.folder / 'history.jsonl'} was cut off and is dropped", stacklevel=2)
         rows = [row for row in rows if row["attempt"] <= state.attempt]
+        if state.accepted and len(rows) == state.attempt - 1:  # the one that was cut off: the state knows it
+            rows.append({**replace(state, tried=state.parts).row(), "seconds": round(seconds, 3)})
         rewrite_lines(self.folder / "history.jsonl", rows)
         return state, waypoints, rows, seconds
+
+    def _whole(self, waypoints: list[Waypoint], state: State, network: Network) -> list[Waypoint]:
+        """The waypoints whose file is whole; those that the state knows are written anew, the others are dropped."""
+        whole, known = [], {0: network.start, state.step: state.theta}
+        for waypoint in waypoints:
+            try:
+                waypoint.load(network)
+            except (DamagedFile, FileNotFoundError) as error:
+                theta = known.get(waypoint.step)
+                warnings.warn(f"{error}; it is {'dropped' if theta is None else 'written anew'}", stacklevel=3)
+                if theta is None:
+                    continue
+                waypoint = self.waypoint(replace(waypoint, theta=theta), network)
+            whole.append(waypoint)
+        return whole
 
     def _state(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], network: Network) -> State:
         parts = Drift(*scalars.pop("parts"))
@@ -153,7 +170,6 @@ class Record:
             step=last.step,
             attempt=row.get("attempt", 0),
             parts=Drift(last.drift, last.drift),
-            next_length=row.get("step_length") or 1e-3 * float(theta.norm()),
             length=last.length,
             evaluations=row.get("evaluations", 0.0),
             network=network,

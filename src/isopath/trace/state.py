@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """What one step prepares and its attempts share: batch, gradient and tangent at the current point."""
+    """Batch, gradient and tangent at a point; attempts from the same point share them."""
 
     objective: Objective  # frozen on the step's batch
     before: float
     slope: float
-    cotangent: Tensor
+    cotangent: Tensor | None  # where there is momentum
     tangent: Tensor
-    tangent_norm: float
-    longest: float
+    norm: float  # of the tangent
+    longest: float  # multiple of the tangent
+    flat: bool  # nothing of the gradient is left in the tangent
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """The end of one predictor step."""
+
+    theta: Tensor
+    objective: float
+    rate: float  # the multiple of the tangent that worked, or would be tried next
+    descended: bool
+    refused: bool  # whether a longer one was tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +51,12 @@ class State:
     Attributes:
         theta: the current point, `(P,)`: the attempt's end if it was accepted, else its start.
         accepted: whether the attempt was accepted; `why` says what decided.
-        step: accepted steps so far.
+        step: predictor steps of accepted attempts so far; an attempt takes up to `stride`.
         attempt: attempts so far.
         drift: the judged drift of the current point; `parts` has both of its parts.
         tried: the drift of the attempt, accepted or not; `None` if the objective decided first.
-        objective_before, objective: on the step's batch, before and after the attempt.
-        step_length: of this attempt.
+        objective_before, objective: before and after the attempt's last predictor step, on its batch.
+        step_length: of the attempt's last predictor step, in weight space.
         length: walked so far in weight space.
         evaluations: gradient evaluations spent so far.
         status, reason: `"running"` until the trace ends.
@@ -62,10 +74,15 @@ class State:
     objective_before: float = float("nan")
     objective: float = float("nan")
     step_length: float = 0.0
-    next_length: float = 0.0
+    rate: float = 0.0  # multiple of the tangent that the next step tries; 0 before the first
+    refused: bool = False  # whether any step has been refused yet
+    typical: float = 0.0  # running geometric mean of the rates accepted
+    stride: int = 1
+    age: int = 0  # accepted attempts since the metric was built
+    looked: bool = False  # whether the objective was just looked at on the fixed batch
     correction: float = 1.0
-    corrected: int = 0  # accepted steps in a row in which the corrector acted
-    watched: tuple[float, ...] = ()  # the objective on a fixed batch, every ten accepted steps
+    corrected: int = 0  # steps in a row after which the corrector acted
+    watched: tuple[float, ...] = ()  # the objective on a fixed batch, about every ten steps
     rejected: int = 0
     length: float = 0.0
     evaluations: float = 0.0
@@ -99,6 +116,7 @@ class State:
             "drift_metric": self.tried and self.tried.metric,
             "drift_check": self.tried and self.tried.check,
             "step_length": self.step_length,
+            "stride": self.stride,
             "damping": self.damping,
             "length": self.length,
             "evaluations": round(self.evaluations, 3),

@@ -15,8 +15,8 @@ from isopath.objectives import Objective, as_objective, sparsity
 from isopath.objectives.objective import check_scalar
 from isopath.trace.controller import Backtracking, Verdict
 from isopath.trace.corrector import GaussNewton
-from isopath.trace.direction import Direction, NaturalGradient
-from isopath.trace.state import Ready, State
+from isopath.trace.direction import Direction, Frame, NaturalGradient
+from isopath.trace.state import Moved, Ready, State
 from isopath.trace.status import Status, sentence
 
 WATCH = 10  # accepted steps between two looks at the objective on a fixed batch
@@ -67,6 +67,9 @@ class Tracer:
             TypeError: `keep` is no reference.
         """
         tolerance, max_steps = settings.get("tolerance", 0.01), settings.get("max_steps", 200)
+        budget = settings.get("max_evaluations")
+        if budget is not None and not budget > 0:  # type: ignore[operator]
+            raise ValueError(f"max_evaluations must be > 0, got {budget}; None sets no bound")
         if not tolerance > 0:  # type: ignore[operator]
             raise ValueError(f"tolerance must be > 0, got {tolerance}; 0.01 keeps about 99 % of predictions")
         if not max_steps >= 1:  # type: ignore[operator]
@@ -77,8 +80,7 @@ class Tracer:
         """The state before the first attempt."""
         theta = self.network.start.clone()
         parts = self.kept.drift(theta)
-        length = self.controller.first * float(theta.norm())
-        state = State(theta, parts=parts, next_length=length, network=self.network)
+        state = State(theta, parts=parts, network=self.network)
         if parts.judged > self.tolerance:
             raise ValueError(
                 f"the start already drifts by {parts.judged:.3g} from the outputs given, more than the tolerance "
@@ -97,39 +99,40 @@ class Tracer:
     def step(self, state: State) -> State:
         """One attempt. Pure: the same state gives the same next one."""
         self.network.evaluations = state.evaluations
-        state = self._prepared(state)
-        if state.status == "running":
-            state = self._attempt(state)
+        state = self._attempt(state)
         if state.status == "running":
             state = self._stopped(state)
         if state.status != "running" and state.support is None:
             state = self._landed_at_last(state)
         return replace(state, evaluations=self.network.evaluations)
 
-    # --- preparing a step -------------------------------------------------------------------------------------------
+    # --- one predictor step -----------------------------------------------------------------------------------------
 
-    def _prepared(self, state: State) -> State:
-        if state.ready is not None:
+    def _framed(self, state: State) -> State:
+        if state.frame is not None:
             return state
-        frame = state.frame or self.direction.frame(self.network, state.theta, self.kept.batches)
-        objective = self.objective.freeze(state.step, self.seed)
-        before, gradient = self._gradient(objective, state.theta)
-        if state.support is not None:
-            gradient *= state.support
-        cotangent = self.direction.averaged(gradient, state.momentum)
-        tangent = self._tangent(cotangent, frame, state.support)
+        frame = self.direction.frame(self.network, state.theta, self.kept.batches)
+        return replace(state, frame=frame, damping=frame.damping)
+
+    def _prepared(self, state: State, theta: Tensor, step: int, past: Tensor | None) -> Ready:
+        """Batch, gradient and tangent at a point."""
+        frame, support = state.frame, state.support
+        assert frame is not None
+        objective = self.objective.freeze(step, self.seed)
+        before, gradient = self._gradient(objective, theta)
+        if support is not None:
+            gradient *= support
+        cotangent = self.direction.averaged(gradient, past)
+        tangent = self._tangent(cotangent, frame, support)
         slope = float(torch.dot(gradient, tangent))
         if slope >= 0 and cotangent is not gradient:  # the past points uphill by now: forget it
-            cotangent = gradient
-            tangent = self._tangent(cotangent, frame, state.support)
+            cotangent, tangent = gradient, self._tangent(gradient, frame, support)
             slope = float(torch.dot(gradient, tangent))
-        state = replace(state, frame=frame, damping=frame.damping)
-        norms = float(gradient.norm()) * float(tangent.norm())
-        if -slope <= FLAT * norms:
-            return self._ended(state, "stationary", "flat")
+        norm = float(tangent.norm())
+        flat = -slope <= FLAT * float(gradient.norm()) * norm
         longest = self.controller.longest(float(frame.metric.norm(tangent)), self.tolerance)
         keep = cotangent if self.direction.momentum else None
-        return replace(state, ready=Ready(objective, before, slope, keep, tangent, float(tangent.norm()), longest))
+        return Ready(objective, before, slope, keep, tangent, norm, longest, flat)
 
     def _gradient(self, objective: Objective, theta: Tensor) -> tuple[float, Tensor]:
         point = theta.detach().requires_grad_(True)
@@ -145,82 +148,117 @@ class Tracer:
             gradient = gradient + self.direction.penalty * self.kept.gradient(theta)
         return number, gradient
 
-    def _tangent(self, cotangent: Tensor, frame: object, support: Tensor | None) -> Tensor:
-        tangent = self.direction.tangent(cotangent, frame)  # type: ignore[arg-type]
+    def _tangent(self, cotangent: Tensor, frame: Frame, support: Tensor | None) -> Tensor:
+        tangent = self.direction.tangent(cotangent, frame)
         return tangent if support is None else tangent.mul_(support)
+
+    def _moved(self, ready: Ready, theta: Tensor, rate: float) -> Moved:
+        """The longest of a few steps at which the objective descends, on the batch of the gradient."""
+        after = math.nan
+        for tried in range(self.controller.tries):
+            # The multiple of the tangent is remembered, not the distance: steps shrink as the gradient does
+            rate = min(rate, ready.longest)
+            trial = torch.add(theta, ready.tangent, alpha=rate)
+            after = self._value(ready.objective, trial)
+            if self.controller.descends(ready.before, after, ready.slope, rate):
+                return Moved(trial, after, rate, True, tried > 0)
+            rate = self.controller.next_rate(rate, "objective")
+        return Moved(theta, after, rate, False, True)
 
     # --- one attempt ------------------------------------------------------------------------------------------------
 
     def _attempt(self, state: State) -> State:
-        ready = state.ready
-        assert ready is not None and state.frame is not None
-        # lengths are distances in weight space; h is what multiplies the tangent
-        h = min(state.next_length / ready.tangent_norm, ready.longest)
-        predictor = torch.add(state.theta, ready.tangent, alpha=h)
-        after = self._value(ready.objective, predictor)
+        """Up to `stride` predictor steps, then one judgement of the drift, after correction."""
+        state = self._framed(state)
+        ready = state.ready or self._prepared(state, state.theta, state.step, state.momentum)
+        if ready.flat:
+            return self._ended(state, "stationary", "flat")
+        first, theta, past, taken = ready, state.theta, state.momentum, 0
+        rate = state.rate or self.controller.first * float(theta.norm()) / ready.norm
+        typical, progress, refused = state.typical, self._progress(state.step), state.refused
+        stride = min(state.stride, self.max_steps - state.step)
+        while True:
+            moved = self._moved(ready, theta, min(rate, self.controller.cap(typical, progress)))
+            refused = refused or moved.refused
+            if not moved.descended:
+                break
+            theta, past, rate = moved.theta, ready.cotangent, self.controller.next_rate(moved.rate, "accepted", refused)
+            typical = self.controller.next_typical(typical, moved.rate, progress)
+            taken += 1
+            progress = self._progress(state.step + taken)
+            if taken == stride:
+                break
+            ready = self._prepared(state, theta, state.step + taken, past)
+            if ready.flat:
+                break
         state = replace(
             state,
             attempt=state.attempt + 1,
             objective_before=ready.before,
-            objective=after,
-            step_length=h * ready.tangent_norm,
+            objective=moved.objective,
+            step_length=moved.rate * ready.norm,
+            rate=moved.rate,
+            typical=typical,
+            refused=refused,
             tried=None,
+            ready=first,
         )
-        if not self.controller.descends(ready.before, after, ready.slope, h):
+        if not taken:
             return self._rejected(state, "objective")
-        drift, correction, corrected = self.kept.drift(predictor), state.correction, False
+        return self._judged(state, theta, past, rate, taken)
+
+    def _judged(self, state: State, theta: Tensor, past: Tensor | None, rate: float, taken: int) -> State:
+        predicted = drift = self.kept.drift(theta)
+        correction, corrected = state.correction, False
         if self.corrector is not None and self.kept.parts:
-            found = self.corrector(
-                self.kept, state.frame, predictor, drift, self.tolerance, correction, state.support
-            )
-            predictor, drift, correction, corrected = found.theta, found.drift, found.length, found.applied
+            assert state.frame is not None
+            found = self.corrector(self.kept, state.frame, theta, drift, self.tolerance, correction, state.support)
+            theta, drift, correction, corrected = found.theta, found.drift, found.length, found.applied
         state = replace(state, tried=drift, correction=correction)
         if not drift.judged <= self.tolerance:
-            return self._rejected(state, "drift")
-        return self._accepted(state, predictor, drift, corrected)
+            shorter = self.controller.next_rate(state.rate, "drift") if taken == 1 else state.rate
+            return replace(self._rejected(state, "drift"), rate=shorter, stride=max(1, taken // 2), momentum=None)
+        stride = self.controller.next_stride(state.stride, predicted.judged / self.tolerance)
+        state = replace(state, momentum=past, stride=stride, rate=rate)
+        return self._accepted(state, theta, drift, corrected, taken)
 
     def _value(self, objective: Objective, theta: Tensor) -> float:
         with torch.no_grad():
             return float(objective(self.network, theta))
 
     def _rejected(self, state: State, why: Verdict) -> State:
-        return replace(
-            state,
-            accepted=False,
-            why=why,
-            rejected=state.rejected + 1,
-            next_length=self.controller.next_length(state.step_length, why),
-        )
+        return replace(state, accepted=False, why=why, rejected=state.rejected + 1, refused=True)
 
-    def _accepted(self, state: State, theta: Tensor, drift: Drift, corrected: bool) -> State:
-        ready, step = state.ready, state.step + 1
-        assert ready is not None
+    def _accepted(self, state: State, theta: Tensor, drift: Drift, corrected: bool, taken: int) -> State:
+        step, age = state.step + taken, state.age + 1
+        fresh = age >= self.direction.refresh
+        looks = (step // WATCH) - (state.step // WATCH)
         state = replace(
             state,
             theta=theta,
-            momentum=ready.cotangent,
             accepted=True,
             why="accepted",
             step=step,
             parts=drift,
-            corrected=state.corrected + 1 if corrected else 0,
+            corrected=state.corrected + taken if corrected else 0,
             rejected=0,
             length=state.length + float((theta - state.theta).norm()),
-            next_length=self.controller.next_length(state.step_length, "accepted"),
-            frame=None if step % self.direction.refresh == 0 else state.frame,
+            age=0 if fresh else age,
+            frame=None if fresh else state.frame,
             ready=None,
         )
-        if step % WATCH == 0:
+        if looks:
             value = self._value(self.objective.freeze(0, self.seed + 1), theta)
-            state = replace(state, watched=(*state.watched, value)[-3:])
+            state = replace(state, watched=(*state.watched, value)[-3:], looked=True)
+        else:
+            state = replace(state, looked=False)
         return self._tried_landing(state)
 
     # --- landing on the objective's exact set -----------------------------------------------------------------------
 
     def _tried_landing(self, state: State) -> State:
-        """Tries to land after 1, 2, 4, 8 and then every ten accepted steps."""
-        due = state.step % 10 == 0 or state.step in (1, 2, 4, 8)
-        return self._landed(state, corrections=2) if due and state.support is None else state
+        """Tries to land at every look."""
+        return self._landed(state, corrections=2) if state.looked and state.support is None else state
 
     def _landed(self, state: State, corrections: int) -> State:
         """The state on the exact set, its other coordinates frozen, if that is within the tolerance."""
@@ -244,6 +282,8 @@ class Tracer:
             momentum=None if state.momentum is None or support is None else state.momentum * support,
             support=torch.ones_like(projected, dtype=torch.bool) if support is None else support,
             correction=correction,
+            ready=None,
+            age=0,
             length=state.length + float((projected - state.theta).norm()),
             frame=None,
         )
@@ -266,12 +306,17 @@ class Tracer:
         if self.objective.reached(self.network, state.theta):
             return self._ended(state, "converged", "converged")
         watched = state.watched
-        if state.corrected >= 2 * WATCH and len(watched) == 3 and state.step % WATCH == 0:
-            if watched[2] >= watched[1] >= watched[0]:
-                return self._ended(state, "stationary", "undone")
+        undone = len(watched) == 3 and watched[2] >= watched[1] >= watched[0]
+        if undone and state.looked and state.corrected >= 2 * WATCH:
+            return self._ended(state, "stationary", "undone")
         if state.step >= self.max_steps:
             return self._ended(state, "budget_spent", "steps", steps=state.step)
         return self._checked_budget(state)
+
+    def _progress(self, step: int) -> float:
+        """The share of the budget that is spent."""
+        spent = self.network.evaluations / self.max_evaluations if self.max_evaluations else 0.0
+        return max(spent, step / self.max_steps)
 
     def _checked_budget(self, state: State) -> State:
         if self.max_evaluations is not None and self.network.evaluations >= self.max_evaluations:

@@ -1,0 +1,52 @@
+import pytest
+import torch
+
+import isopath as ip
+from isopath.check import check_gradient
+from isopath.network import Network
+from networks import PLAIN, mlp, outputs, x
+
+
+def test_in_weights_it_is_minus_the_mean_log_distance():
+    network, others = Network(mlp()), [mlp(), mlp()]
+    points = [Network(other).start for other in others]
+    expected = -sum(float((network.start - p).norm().log()) for p in points) / 2
+    assert float(ip.Diversity(others)(network, network.start)) == pytest.approx(expected, abs=5e-3)
+    assert float(ip.Diversity(points)(network, network.start)) == pytest.approx(expected, abs=5e-3)
+
+
+@pytest.mark.parametrize("divergence", ["hellinger", "kl", "squared_error"])
+def test_in_outputs_it_is_minus_the_mean_divergence(divergence):
+    model, others, inputs = mlp(), [mlp(), mlp()], x(8, 4)
+    network = Network(model)
+    y = outputs(model, inputs)
+    expected = -sum(float(PLAIN[divergence](y, outputs(o, inputs)).mean()) for o in others) / 2
+    assert float(ip.Diversity(others, inputs, divergence)(network, network.start)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("inputs", [None, x(8, 4)])
+def test_gradients_are_right(inputs):
+    assert check_gradient(ip.Diversity([mlp(), mlp()], inputs), mlp()) < 1e-6
+
+
+def test_a_path_can_leave_one_of_the_networks_themselves():
+    model = mlp()
+    network = Network(model)
+    theta = network.start.requires_grad_()
+    objective = ip.Diversity([model])
+    (gradient,) = torch.autograd.grad(objective(network, theta), theta)
+    assert torch.isfinite(gradient).all() and gradient.norm() > 0
+    assert torch.equal(gradient, torch.autograd.grad(objective(network, theta), theta)[0])
+
+
+def test_the_nearest_network_repels_most():
+    network = Network(mlp())
+    near, far = network.start + 0.1, network.start + 10
+    theta = network.start.requires_grad_()
+    pulls = [torch.autograd.grad(ip.Diversity([p.detach()])(network, theta), theta)[0] for p in (near, far)]
+    assert pulls[0].norm() > 50 * pulls[1].norm()
+
+
+def test_no_network_to_leave_is_an_error():
+    with pytest.raises(ValueError, match=r"at least one network to move away from, got none"):
+        ip.Diversity([])
