@@ -42,15 +42,15 @@ def isopath(*arguments: str | Path) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="session")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", name="config")
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("configs") / "small.yaml"
     file.write_text(yaml.safe_dump(CONFIG))
     return file
 
 
-@pytest.fixture(scope="session")
-def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", name="unbroken")
+def unbroken_run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "unbroken"
     assert isopath("trace", config, "--out", run) == 0
     return run

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import config, isopath, unbroken  # noqa: F401 (fixtures)
 
 from isopath import cli
+from runs import isopath, small_config, unbroken_run  # noqa: F401 (fixtures)
 
 # --- what the verbs print and write ---------------------------------------------------------------------------------
 

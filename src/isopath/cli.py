@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given = chosen[chosen.verb]
             VERBS[chosen.verb][0](**given.as_dict())
         except KeyboardInterrupt:
-            return _say(f"stopped. {_way_on(chosen)}", 130)
+            return _say(f"stopped; to go on: {_way_on(chosen)}", 130)
         except Exception as error:
             if os.environ.get("ISOPATH_DEBUG") == "1":
                 raise
@@ -187,7 +187,7 @@ def _way_on(chosen: Namespace | None) -> str:
     given: Any = chosen[chosen.verb]
     run = given.run if chosen.verb == "resume" else given.out or _folder(given.config)
     if not (run / "config.yaml").is_file():
-        return "nothing has been recorded yet; start it again"
+        return "start it again"
     return f"isopath resume {run}"
 
 

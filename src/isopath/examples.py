@@ -99,8 +99,11 @@ def _from_dataset(dataset: Any, collate: Callable[[list[Any]], Any], y: Any, wha
 
 
 def _gather(loader: DataLoader[Any]) -> tuple[Tree, Any]:
-    with torch.random.fork_rng(devices=[]):  # iterating a loader draws from the global generator
+    own = None if loader.generator is None else loader.generator.get_state()
+    with torch.random.fork_rng(devices=[]):  # iterating a loader draws from the global generator, or from its own
         batches = list(loader)
+    if own is not None:
+        loader.generator.set_state(own)
     if not batches:
         raise ValueError("the DataLoader yields no batch; give at least one row")
     paired = isinstance(batches[0], (tuple, list)) and len(batches[0]) == 2

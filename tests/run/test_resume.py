@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import assert_same, attempts, config, figures, isopath, rows, unbroken, waypoints  # noqa: F401 (fixtures)
 
 from isopath import storage, verbs
 from isopath.storage import load_tensors
 from isopath.trace import record
+from runs import assert_same, attempts, figures, isopath, rows, small_config, unbroken_run, waypoints  # noqa: F401 (fixtures)
+
 
 def stopped(config: Path, run: Path, monkeypatch: pytest.MonkeyPatch, after: int, error: BaseException) -> int:
     """A trace in which the write of row `after` of the history fails."""
@@ -47,7 +48,7 @@ def test_ctrl_c_says_how_to_go_on(
     run = tmp_path / "run"
     after = int(share * attempts(unbroken))
     assert stopped(config, run, monkeypatch, after, KeyboardInterrupt()) == 130
-    assert f"isopath: stopped. isopath resume {run}" in capsys.readouterr().err
+    assert f"isopath: stopped; to go on: isopath resume {run}" in capsys.readouterr().err
     assert isopath("show", run) == 0
     assert "stopped before its end" in capsys.readouterr().out
     assert isopath("resume", run) == 0

@@ -135,8 +135,8 @@ class Exact:
 def _pullback(y: Tensor, point: Tensor, cotangent: Tensor, keep: bool) -> Tensor:
     if not y.requires_grad:  # no trainable parameter is read: no curvature
         return torch.zeros_like(point)
-    (pulled,) = torch.autograd.grad(y, point, cotangent.to(y), retain_graph=keep)
-    return pulled
+    (pulled,) = torch.autograd.grad(y, point, cotangent.to(y), retain_graph=keep, allow_unused=True)
+    return torch.zeros_like(point) if pulled is None else pulled
 
 
 def _double_backward(y: Tensor, point: Tensor, v: Tensor) -> Tensor:
@@ -145,8 +145,10 @@ def _double_backward(y: Tensor, point: Tensor, v: Tensor) -> Tensor:
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            (pulled,) = torch.autograd.grad(y, point, u, create_graph=True)
-            dead = [node for node in _graph(pulled) if node.name() == "Error"]
+            (pulled,) = torch.autograd.grad(y, point, u, create_graph=True, allow_unused=True)
+            if pulled is None:
+                return torch.zeros_like(y)
+            dead = [node for node in _graph(pulled) if node.name().endswith("Error")]
             if dead:  # a backward that is differentiable only once cuts the graph without a word
                 custom = [n.name() for n in _graph(y) if isinstance(n, torch.autograd.function.BackwardCFunction)]
                 raise RuntimeError(f"derivative for {custom[0] if custom else 'a custom function'} is differentiable once")

@@ -46,39 +46,47 @@ class Block:
         output = self.output_values.sum(-1) + outputs * low_b.flatten()
         return (output * (self.input_values.sum(-1) + inputs * low_a.flatten())).sum()
 
-    def gather(self, v: Tensor) -> Tensor:
-        """This layer's part of a tangent as `(groups, o, i)`."""
-        groups, outputs, inputs = self.shape
-        pieces = []
-        if self.weight is not None:
-            pieces.append(v[self.weight].reshape(groups, outputs, inputs - (self.bias is not None)))
-        if self.bias is not None:
-            pieces.append(v[self.bias].reshape(groups, outputs, 1))
-        return torch.cat(pieces, -1)
+    def _corners(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """function((B + bI) ⊗ (A + aI)) on the grid {stored, rest} x {stored, rest}, each less what it rests on.
 
-    def scatter(self, block: Tensor, v: Tensor) -> None:
-        """Writes such a part back into a tangent."""
-        if self.bias is not None:
-            v[self.bias] = block[..., -1].reshape(-1)
-            block = block[..., :-1]
-        if self.weight is not None:
-            v[self.weight] = block.reshape(-1)
-
-    def apply(self, block: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """function((B + bI) ⊗ (A + aI)) applied to a part, `(groups, o, i)`.
-
-        Off the stored directions a factor's eigenvalue is its shrinkage alone, so the four corners of the grid
-        {stored, rest} x {stored, rest} have closed forms and nothing of size o² or i² appears.
+        Off the stored directions a factor's eigenvalue is its shrinkage alone, so nothing of size o² or i² appears.
         """
         low_a, low_b = self.shrinkage
         a, b = self.input_values.unsqueeze(-2) + low_a, self.output_values.unsqueeze(-1) + low_b
         rest = function(low_a * low_b)
-        along_a, along_b, along_both = function(a * low_b) - rest, function(b * low_a) - rest, function(a * b) - rest
-        left, right = self.output_vectors.mT @ block, block @ self.input_vectors
-        core = (along_both - along_a - along_b) * (left @ self.input_vectors)
-        return rest * block + self.output_vectors @ (along_b * left + core @ self.input_vectors.mT) + (
-            along_a * right
-        ) @ self.input_vectors.mT
+        along_a, along_b = function(a * low_b) - rest, function(b * low_a) - rest
+        return rest, along_a, along_b, function(a * b) - rest - along_a - along_b
+
+    def _parts(self, v: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias as views `(groups, o, ·)` of `v`, each with its rows of the input eigenvectors."""
+        (groups, outputs, _), parts = self.shape, []
+        if self.weight is not None:
+            width = self.shape[2] - (self.bias is not None)
+            parts.append((v[self.weight].view(groups, outputs, width), self.input_vectors[:, :width]))
+        if self.bias is not None:
+            parts.append((v[self.bias].view(groups, outputs, 1), self.input_vectors[:, -1:]))
+        return parts
+
+    def apply(self, v: Tensor, out: Tensor, function: Callable[[Tensor], Tensor]) -> None:
+        """Writes function((B + bI) ⊗ (A + aI)) of this layer's part of `v` into `out`, `(P,)`, without a copy of it."""
+        rest, along_a, along_b, along_both = self._corners(function)
+        parts, vectors = self._parts(v), self.output_vectors
+        right = sum(part @ columns for part, columns in parts)
+        mixed = vectors @ (along_both * (vectors.mT @ right)) + along_a * right
+        for (part, columns), (written, _) in zip(parts, self._parts(out)):
+            torch.mul(part, rest, out=written)
+            written.baddbmm_(vectors, along_b * (vectors.mT @ part)).baddbmm_(mixed, columns.mT)
+
+    def quadratic(self, v: Tensor) -> Tensor:
+        """vᵀ((B + bI) ⊗ (A + aI))v on this layer's part, a scalar."""
+        rest, along_a, along_b, along_both = self._corners(lambda values: values)
+        parts, vectors = self._parts(v), self.output_vectors
+        right = sum(part @ columns for part, columns in parts)
+        total = (along_a * right.square()).sum() + (along_both * (vectors.mT @ right).square()).sum()
+        for part, _ in parts:
+            total = total + (rest.flatten() * torch.linalg.vector_norm(part, dim=(1, 2)).square()).sum()
+            total = total + (along_b * (vectors.mT @ part).square()).sum()
+        return total
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ class Kronecker:
 
     space: Space
     blocks: tuple[Block, ...]
-    diagonal: Tensor  # (P,), zero under the blocks
+    diagonal: tuple[tuple[slice, Tensor], ...]  # of the parameters that no block covers
 
     @classmethod
     def of(
@@ -112,7 +120,7 @@ class Kronecker:
         moments = _Moments(network)
         for batch in batches:
             moments.add(theta, batch, coverage)
-        return cls(network.space, tuple(moments.blocks(shrinkage)), moments.diagonal)
+        return cls(network.space, tuple(moments.blocks(shrinkage)), moments.loose())
 
     @property
     def dimension(self) -> int:
@@ -121,35 +129,44 @@ class Kronecker:
 
     def mv(self, v: Tensor) -> Tensor:
         """G v."""
-        out = self.diagonal * v
-        for block in self.blocks:
-            block.scatter(block.apply(block.gather(v), lambda values: values), out)
-        return out
+        return self._apply(v, lambda values: values)
 
     def solve(self, b: Tensor, damping: float) -> Tensor:
         """(G + damping I)⁻¹ b, exactly."""
         if not damping > 0:
             raise ValueError(f"the Kronecker metric needs damping > 0 (G is singular), got {damping}")
-        out = b / (self.diagonal + damping)
+        return self._apply(b, lambda values: 1 / (values + damping))
+
+    def _apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """function(G) v."""
+        if v.shape != (self.dimension,):
+            raise ValueError(f"a tangent has shape {tuple(v.shape)}, expected ({self.dimension},)")
+        v, out = v.contiguous(), torch.empty_like(v, memory_format=torch.contiguous_format)
+        for place, values in self.diagonal:
+            torch.mul(v[place], function(values), out=out[place])
         for block in self.blocks:
-            block.scatter(block.apply(block.gather(b), lambda values: 1 / (values + damping)), out)
+            block.apply(v, out, function)
         return out
 
     def norm(self, v: Tensor) -> Tensor:
-        """√(vᵀGv)."""
-        return torch.dot(v, self.mv(v)).clamp_min(0).sqrt()
+        """√(vᵀGv), without a vector of P."""
+        v, total = v.contiguous(), torch.zeros((), dtype=v.dtype, device=v.device)
+        for place, values in self.diagonal:
+            total = total + (values * v[place].square()).sum()
+        for block in self.blocks:
+            total = total + block.quadratic(v)
+        return total.clamp_min(0).sqrt()
 
     def spectrum(self, k: int) -> Tensor:
         """The largest eigenvalues of the approximation, descending."""
         values = [block.eigenvalues for block in self.blocks]
-        values.append(self.diagonal[self.diagonal > 0])
-        every = torch.cat(values)
+        every = torch.cat([*values, *(found[found > 0] for _, found in self.diagonal)])
         found = every.topk(min(k, len(every))).values
         return torch.nn.functional.pad(found, (0, min(k, self.dimension) - len(found)))
 
     def trace(self) -> float:
         """The sum of the eigenvalues."""
-        return float(sum(block.trace for block in self.blocks) + self.diagonal.sum())
+        return float(sum(block.trace for block in self.blocks) + sum(values.sum() for _, values in self.diagonal))
 
 
 @dataclass
@@ -172,7 +189,7 @@ class _Moments:
         ends = torch.tensor([0, *self.space.sizes]).cumsum(0).tolist()
         self.slices = {name: slice(a, b) for name, a, b in zip(self.space.names, ends, ends[1:])}
         self.layers: dict[tuple[str | None, str | None], _Layer] = {}
-        self.diagonal = torch.zeros(self.space.dimension, dtype=self.space.dtype, device=self.space.device)
+        self.diagonal: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(0)
         self.share = 0.0  # total weight of the rows seen: one for each reference
 
@@ -182,7 +199,7 @@ class _Moments:
         parameters = self.space.unflatten(point)
         with torch.enable_grad(), Observer(parameters) as observer:
             y = self.network.apply(parameters, batch.inputs, batch.output)
-        if not y.requires_grad:  # no trainable parameter is read: no curvature
+        if not y.requires_grad:
             return
         uses, rest = self._sort(observer, parameters)
         cotangents = _columns(batch, y.detach(), coverage)
@@ -205,7 +222,7 @@ class _Moments:
                     self._outputs(use, grad, len(y))
             for name, grad in zip(rest, grads[len(uses) :]):
                 if grad is not None:
-                    self.diagonal[self.slices[name]] += grad.reshape(-1).square()
+                    self._add(name, grad.reshape(-1).square())
 
     def _sort(self, observer: Observer, parameters: dict[str, Tensor]) -> tuple[list[Use], list[str]]:
         """The calls that get a block of their own, and the parameters that none of them covers."""
@@ -237,7 +254,21 @@ class _Moments:
         for name, moment in ((use.weight, grad * use.rows), (use.bias, grad)):
             if name is not None:
                 sums = use.per_example(moment, self.space.shapes[self.space.names.index(name)].numel())
-                self.diagonal[self.slices[name]] += sums.square().sum(0)
+                self._add(name, sums.square().sum(0))
+
+    def _add(self, name: str, squares: Tensor) -> None:
+        """Adds to the diagonal of a parameter without a block."""
+        self.diagonal[name] = self.diagonal.get(name, 0) + squares
+
+    def loose(self) -> tuple[tuple[slice, Tensor], ...]:
+        """The diagonal of every parameter that no block covers: zero where no output reads it."""
+        covered = {name for layer in self.layers.values() for name in (layer.weight, layer.bias)}
+        device, dtype = self.space.device, self.space.dtype
+        return tuple(
+            (self.slices[name], self.diagonal.get(name, torch.zeros(size, dtype=dtype, device=device)))
+            for name, size in zip(self.space.names, self.space.sizes)
+            if name not in covered
+        )
 
     def blocks(self, shrinkage: float) -> list[Block]:
         """The layers' factors in their eigenbases."""

@@ -36,13 +36,13 @@ class Part:
 
     def gradient(self, theta: Tensor) -> Tensor:
         """∇D at theta, `(P,)`."""
-        total = torch.zeros_like(theta)
+        total = None
         for batch in self.batches:
             point = theta.detach().requires_grad_(True)
             share = batch.drift(batch.outputs(self.network, point))
-            if share.requires_grad:
-                total += torch.autograd.grad(share, point)[0]
-        return total
+            found = torch.autograd.grad(share, point, allow_unused=True)[0] if share.requires_grad else None
+            total = found if total is None else total if found is None else total.add_(found)
+        return torch.zeros_like(theta) if total is None else total
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +289,11 @@ class KeptAll:
 
     def gradient(self, theta: Tensor) -> Tensor:
         """The sum of ∇D."""
-        return sum((part.gradient(theta) for part in self.parts), torch.zeros_like(theta))
+        total = None
+        for part in self.parts:
+            found = part.gradient(theta)
+            total = found if total is None else total.add_(found)
+        return torch.zeros_like(theta) if total is None else total
 
     def whole_drift(self, theta: Tensor) -> float:
         """The largest drift over every row."""

@@ -117,7 +117,7 @@ def show(run: Path) -> None:
         "seconds": metrics.get("seconds", last.get("seconds")),
     }
     console.print("  ".join(f"{name} {report.shown(value, name)}" for name, value in figures.items()), soft_wrap=True)
-    _print_table(metrics, console)
+    print_table(metrics, console)
     if (run / "waypoints.json").exists():
         _print_waypoints(read_json(run / "waypoints.json"), metrics.get("along") or {}, console)
     if (run / "report.html").exists():
@@ -135,12 +135,12 @@ def _finished(job: Job, path: Trajectory, run: Path) -> Path:
         write_json(run / "run.json", {**_described(run), "title": job.title})
     page = report.write(run)
     console = Console(highlight=False)
-    _print_table(metrics, console)
+    print_table(metrics, console)
     console.print(f"{path.status}: {path.reason}", soft_wrap=True)
     return page
 
 
-def _print_table(metrics: Mapping[str, Any], console: Console) -> None:
+def print_table(metrics: Mapping[str, Any], console: Console) -> None:
     """The final table on its side: a column per method, so that it fits a terminal."""
     final = metrics.get("table") or {}
     rows, columns = final.get("rows") or [], final.get("columns") or []

@@ -146,8 +146,8 @@ class Record:
     def _state(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], network: Network) -> State:
         parts = Drift(*scalars.pop("parts"))
         watched = tuple(scalars.pop("watched"))
-        values = {name: float("nan") if value is None else value for name, value in scalars.items()}
-        moved = {name: tensor.to(network.space.device) for name, tensor in tensors.items()}
+        values: dict[str, Any] = {name: float("nan") if value is None else value for name, value in scalars.items()}
+        moved: dict[str, Any] = {name: tensor.to(network.space.device) for name, tensor in tensors.items()}
         return State(network=network, parts=parts, watched=watched, **moved, **values)
 
     def _last_waypoint(self, network: Network) -> tuple[State, list[Waypoint]]:
@@ -163,7 +163,7 @@ class Record:
             raise FileNotFoundError(f"{self.folder} holds no whole checkpoint and no whole waypoint; start again")
         last, tensors = whole[-1]
         rows, _ = read_lines(self.folder / "history.jsonl")
-        row = next((r for r in reversed(rows) if r["accepted"] and r["step"] == last.step), {})
+        row: dict[str, Any] = next((r for r in reversed(rows) if r["accepted"] and r["step"] == last.step), {})
         theta = network.space.flatten(tensors)
         state = State(
             theta,

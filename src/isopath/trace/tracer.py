@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isopath.geometry.reference import Drift, Kept, KeptAll, Reference, References
+from isopath.geometry.restricted import Restricted
 from isopath.network import Network
 from isopath.objectives import Objective, as_objective, sparsity
 from isopath.objectives.objective import check_scalar
@@ -20,6 +21,7 @@ from isopath.trace.state import Moved, Ready, State
 from isopath.trace.status import Status, sentence
 
 WATCH = 10  # accepted steps between two looks at the objective on a fixed batch
+LANDING = 0.5  # share of the budget before which a trace does not land on its objective's exact set
 FLAT = 1e-4  # cosine between tangent and gradient under which nothing is left to follow
 
 
@@ -112,6 +114,8 @@ class Tracer:
         if state.frame is not None:
             return state
         frame = self.direction.frame(self.network, state.theta, self.kept.batches)
+        if state.support is not None:
+            frame = replace(frame, metric=Restricted(frame.metric, state.support))
         return replace(state, frame=frame, damping=frame.damping)
 
     def _prepared(self, state: State, theta: Tensor, step: int, past: Tensor | None) -> Ready:
@@ -173,10 +177,12 @@ class Tracer:
         ready = state.ready or self._prepared(state, state.theta, state.step, state.momentum)
         if ready.flat:
             return self._ended(state, "stationary", "flat")
-        first, theta, past, taken = ready, state.theta, state.momentum, 0
+        theta, past, taken = state.theta, state.momentum, 0
         rate = state.rate or self.controller.first * float(theta.norm()) / ready.norm
         typical, progress, refused = state.typical, self._progress(state.step), state.refused
         stride = min(state.stride, self.max_steps - state.step)
+        first = ready if stride == 1 else None  # a longer attempt that fails prepares its first step again: less to hold
+        state = replace(state, ready=None)
         while True:
             moved = self._moved(ready, theta, min(rate, self.controller.cap(typical, progress)))
             refused = refused or moved.refused
@@ -188,6 +194,7 @@ class Tracer:
             progress = self._progress(state.step + taken)
             if taken == stride:
                 break
+            ready = replace(ready, tangent=theta)  # drop the tangent before the next gradient
             ready = self._prepared(state, theta, state.step + taken, past)
             if ready.flat:
                 break
@@ -201,7 +208,7 @@ class Tracer:
             typical=typical,
             refused=refused,
             tried=None,
-            ready=first,
+            ready=first if first is not None or taken else ready,
         )
         if not taken:
             return self._rejected(state, "objective")
@@ -257,8 +264,9 @@ class Tracer:
     # --- landing on the objective's exact set -----------------------------------------------------------------------
 
     def _tried_landing(self, state: State) -> State:
-        """Tries to land at every look."""
-        return self._landed(state, corrections=2) if state.looked and state.support is None else state
+        """Tries to land at every look, once half the budget is spent: by then the objective has come near its set."""
+        due = state.looked and state.support is None and self._progress(state.step) >= LANDING
+        return self._landed(state, corrections=2) if due else state
 
     def _landed(self, state: State, corrections: int) -> State:
         """The state on the exact set, its other coordinates frozen, if that is within the tolerance."""
@@ -269,6 +277,8 @@ class Tracer:
         drift, correction = self.kept.drift(projected), state.correction
         if self.kept.parts and self.corrector is not None and drift.judged > self.tolerance:
             frame = state.frame or self.direction.frame(self.network, projected, self.kept.batches)
+            if support is not None:
+                frame = replace(frame, metric=Restricted(frame.metric, support))
             corrector = replace(self.corrector, iterations=corrections)
             found = corrector(self.kept, frame, projected, drift, self.tolerance, correction, support)
             projected, drift, correction = found.theta, found.drift, found.length

@@ -1,0 +1,1 @@
+"""Benchmarks: protocols, methods, results as JSON. Not tests; see each module's docstring for its command."""

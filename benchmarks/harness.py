@@ -1,0 +1,109 @@
+"""What every benchmark shares: one JSON per (protocol, method, seed), resumable, stale only when its code changes."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import isopath
+
+RESULTS = Path(__file__).parent / "results"
+RAN = ("space", "network", "examples", "geometry", "objectives", "trace/tracer", "trace/direction", "trace/corrector",
+       "trace/controller")
+
+
+def arguments(description: str, **extra: Any) -> argparse.Namespace:
+    """The options that all benchmarks take."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with MNIST/raw and FashionMNIST/raw")
+    parser.add_argument("--only", nargs="*", help="methods to run; all by default")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--budget", type=float, default=float("inf"), help="minutes after which nothing new is started")
+    parser.add_argument("--threads", type=int, default=2)
+    for name, default in extra.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.started = time.perf_counter()
+    return args
+
+
+def fingerprint() -> str:
+    """A hash of the code that a trace runs, without comments and docstrings."""
+    root, digest = Path(isopath.__file__).parent, hashlib.sha256()
+    for name in RAN:
+        files = sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
+        for file in files:
+            digest.update(ast.dump(_bare(ast.parse(file.read_text(encoding="utf-8")))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _bare(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:]  # type: ignore[attr-defined]
+    return tree
+
+
+def run(
+    protocol: str, method: str, seed: int, settings: Mapping[str, Any], args: argparse.Namespace,
+    work: Callable[[], dict[str, Any]],
+) -> dict[str, Any] | None:
+    """A finished result, or that of doing the work now; `None` once the time is up."""
+    path = RESULTS / protocol / f"{method}-{seed}.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["fingerprint"] == fingerprint() and found["settings"] == json.loads(json.dumps(settings)):
+            return found
+    if (time.perf_counter() - args.started) / 60 > args.budget:
+        return None
+    began = time.perf_counter()
+    scores = work()
+    row = {
+        "protocol": protocol, "method": method, "seed": seed, "settings": settings, **scores,
+        "seconds": round(time.perf_counter() - began, 1), "threads": args.threads, "fingerprint": fingerprint(),
+        "command": "python -m " + " ".join(["benchmarks." + Path(sys.argv[0]).stem, *_public(sys.argv[1:])]),
+        "versions": {"isopath": isopath.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row, indent=1) + "\n")
+    print(f"{protocol} {method} seed {seed}: {scores}", flush=True)
+    return row
+
+
+def _public(words: list[str]) -> list[str]:
+    """The command with the data folder's own place left out."""
+    return ["DATA" if before == "--data" else word for before, word in zip(["", *words], words)]
+
+
+def table(rows: Iterable[dict[str, Any] | None], columns: list[str], form: str = "{:.2f}") -> str:
+    """Mean ± standard deviation over seeds, a line per method, in Markdown; missing runs are marked."""
+    methods: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row is not None:
+            methods.setdefault(row["method"], []).append(row)
+    lines = ["| method | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for method, found in methods.items():
+        cells = [_cell([row[column] for row in found if row.get(column) is not None], form) for column in columns]
+        lines.append(f"| {method} | {len(found)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], form: str) -> str:
+    if not values:
+        return "–"
+    tensor = torch.tensor(values, dtype=torch.float64)
+    spread = f" ± {form.format(float(tensor.std()))}" if len(values) > 1 else ""
+    return form.format(float(tensor.mean())) + spread
