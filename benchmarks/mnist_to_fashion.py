@@ -27,14 +27,14 @@ from isopath.network import Network
 from isopath.run import data as files
 
 PROTOCOL = "mnist_to_fashion"
-BUDGET, KEPT, TOLERANCE, BATCH = 100_000, 500, 0.005, 128
+BUDGET, KEPT, TOLERANCE, BATCH = 60_000, 500, 0.005, 128
 START_EPOCHS = 3
 CACHE = Path("runs") / "benchmarks"
 GRID: dict[str, list[dict[str, float]]] = {
-    "fine_tuning": [{"rate": r} for r in (3e-4, 1e-3, 3e-3)],
-    "penalised": [{"rate": r, "weight": w} for r in (1e-3, 3e-3) for w in (1.0, 10.0)],
-    "replay": [{"rate": r, "weight": w} for r in (1e-3, 3e-3) for w in (1.0, 10.0)],
-    "joint": [{"rate": r} for r in (3e-4, 1e-3, 3e-3)],
+    "fine_tuning": [{"rate": r} for r in (1e-3, 3e-3)],
+    "penalised": [{"rate": 1e-3, "weight": w} for w in (1.0, 10.0, 100.0)],
+    "replay": [{"rate": 1e-3, "weight": w} for w in (1.0, 10.0)],
+    "joint": [{"rate": r} for r in (1e-3, 3e-3)],
 }
 
 
@@ -179,7 +179,7 @@ def main() -> None:
 
             fixed = {"budget": BUDGET, "kept": KEPT, "batch": BATCH, **settings}
             rows.append(run(PROTOCOL, name, seed, fixed, args, work))
-    text = table(rows, ["start", "mnist", "fashion", "drift", "broken", "evaluations", "seconds"], "{:.4g}")
+    text = table(rows, ["start", "mnist", "fashion", "drift", "broken", "evaluations"], "{:.4g}")
     (RESULTS / f"{PROTOCOL}.md").write_text(text + "\n")
     print(text)
     print(json.dumps({name: chosen(name, p, args) for name in GRID if name in names}))
