@@ -51,7 +51,8 @@ def fingerprint() -> str:
 def _bare(tree: ast.AST) -> ast.AST:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
             node.body = body[1:]  # type: ignore[attr-defined]
     return tree
 
@@ -74,7 +75,9 @@ def run(
         "protocol": protocol, "method": method, "seed": seed, "settings": settings, **scores,
         "seconds": round(time.perf_counter() - began, 1), "threads": args.threads, "fingerprint": fingerprint(),
         "command": "python -m " + " ".join(["benchmarks." + Path(sys.argv[0]).stem, *_public(sys.argv[1:])]),
-        "versions": {"isopath": isopath.__version__, "torch": str(torch.__version__), "python": platform.python_version()},
+        "versions": {
+            "isopath": isopath.__version__, "torch": str(torch.__version__), "python": platform.python_version(),
+        },
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,8 @@ def sgd(network: Network, new: Pair, budget: float, seed: int, rate: float, size
 def accuracy(network: Network, theta: Tensor, data: Pair) -> float:
     """In percent."""
     with torch.no_grad():
-        hits = sum(int((network(theta, x).argmax(1) == y).sum()) for x, y in zip(data[0].split(1000), data[1].split(1000)))
+        batches = zip(data[0].split(1000), data[1].split(1000))
+        hits = sum(int((network(theta, x).argmax(1) == y).sum()) for x, y in batches)
     return 100 * hits / len(data[1])
 
 

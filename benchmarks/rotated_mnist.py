@@ -1,8 +1,9 @@
 """An MLP 784-300-100-10 trained on MNIST learns MNIST turned by 90 degrees, with 2,048 and with 128 kept images.
 
-Held-out MNIST accuracy at the first waypoint whose rotated test accuracy is at least 85 and 90 %; `identity` is the same
-tracer with a flat metric, no corrector and no bound on drift. Then, at equal tolerance and cost, how far the rotated test
-loss falls: the trace against gradient descent with backtracking on drift, which is the flat one held to the tolerance.
+Held-out MNIST accuracy at the first waypoint whose rotated test accuracy is at least 85 and 90 %; `identity` is the
+same tracer with a flat metric, no corrector and no bound on drift. Then, at equal tolerance and cost, how far the
+rotated test loss falls: the trace against gradient descent with backtracking on drift, which is the flat one held to
+the tolerance.
 
     python -m benchmarks.rotated_mnist --data DATA
 """
@@ -24,7 +25,7 @@ from isopath.run import data as files
 from isopath.trace import Backtracking
 
 CACHE = Path("runs") / "benchmarks"
-SETTINGS: dict[int, dict[str, float]] = {2048: {"tolerance": 0.005}, 128: {"tolerance": 0.06}}
+SETTINGS: dict[int, dict[str, float]] = {2048: {"tolerance": 0.007}, 128: {"tolerance": 0.06}}
 BATCH, STRIDE, STEPS, COST = 512, 4, 120, 150_000
 
 
@@ -87,7 +88,7 @@ def crossings(
 
 
 def gain(model: nn.Module, kept: torch.Tensor, train: methods.Pair, test: methods.Pair, seed: int, flat: bool) -> Any:
-    """How far the new task's test loss falls at equal tolerance and cost; `flat` is descent with backtracking on drift."""
+    """How far the new test loss falls at equal tolerance and cost; `flat` is descent with backtracking on drift."""
     plain = {"direction": ip.NaturalGradient(metric="identity"), "corrector": None} if flat else {}
     path = ip.trace(
         model, ip.Reference(kept), ip.Task(*turned(train), batch_size=BATCH), SETTINGS[2048]["tolerance"], 10**6, seed,

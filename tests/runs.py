@@ -31,7 +31,7 @@ CONFIG = {
         {"weight": 0.05, "class_path": "Sparsity", "init_args": {"fraction": 0.5}},
     ],
     "direction": {"class_path": "NaturalGradient", "init_args": {"refresh": 2, "momentum": 0.5}},
-    "max_steps": 150,
+    "max_steps": 40,
     "keep_waypoints": 8,
     "evaluate": {"new": {"class_path": "Task", "init_args": {"data": NEW}}},
 }

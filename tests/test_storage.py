@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from isopath import storage
 from isopath.storage import DamagedFile, append_line, load_tensors, read_json, read_lines, save_tensors, write_json
@@ -50,6 +51,37 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"No space"):
         write(file)
     assert json.loads(file.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [file]
+
+
+def test_tensors_on_a_full_disk_are_an_oserror_and_the_old_ones_stay(tmp_path, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    save_tensors(file, {"a": x(3)})
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(storage, "save_file", full)
+    with pytest.raises(OSError, match=r"a\.safetensors could not be written .*No space"):
+        save_tensors(file, {"a": x(4)})
+    assert torch.equal(load_tensors(file)[0]["a"], x(3)) and list(tmp_path.iterdir()) == [file]
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_json(tmp_path / "a.json", {})
+        save_tensors(tmp_path / "a.safetensors", {"a": x(1)})
+        append_line(tmp_path / "a.jsonl", {})
+        assert os.umask(0o027) == 0o027  # left as it was
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    for i in range(8):
+        save_tensors(tmp_path / str(i), {"b": x(3), "a": x(2)}, {"step": 1, "drift": 0.5})
+    assert len({file.read_bytes() for file in tmp_path.iterdir()}) == 1
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -115,7 +115,7 @@ def plain_kernels(recurrent: bool = False) -> Iterator[None]:
     """Runs attention and recurrent layers on kernels that have all derivatives; restores the settings."""
     fastpath, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
-    torch.backends.mkldnn.enabled = mkldnn and not recurrent
+    torch.backends.mkldnn.enabled = mkldnn and not recurrent  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
@@ -179,7 +179,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def _shapes(inputs: Any) -> str:
     """Shapes, dtypes and devices, for an error."""
     args, kwargs = _arguments(inputs)
-    named = {**dict(enumerate(args)), **kwargs}
+    named = {**dict(enumerate(args)), **kwargs}  # type: ignore[misc]
     return ", ".join(
         f"{name}: {tuple(v.shape)} {v.dtype} on {v.device}" if isinstance(v, Tensor) else f"{name}: {type(v).__name__}"
         for name, v in named.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +38,7 @@ class Path(ABC):
         """
         vertices = self._vertices(points)
         total = 0.0
-        for a, b in zip(vertices, vertices[1:]):
+        for a, b in pairwise(vertices):
             here = metric if metric is None or hasattr(metric, "norm") else metric(0.5 * (a + b))  # type: ignore[operator]
             total += float((b - a).norm() if here is None else here.norm(b - a))
         return total
@@ -69,7 +70,7 @@ class PolyChain(Path):
 
     def __call__(self, t: float) -> Tensor:
         t = check_unit(t)
-        lengths = torch.tensor([float((b - a).norm()) for a, b in zip(self.points, self.points[1:])], dtype=torch.float64)
+        lengths = torch.tensor([float((b - a).norm()) for a, b in pairwise(self.points)], dtype=torch.float64)
         total = float(lengths.sum())
         if t == 0 or total == 0:
             return self.points[0].clone()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,35 @@ class DamagedFile(ValueError):
     """A file that is not whole."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file's text atomically: a reader, or a crash, finds the old one or the new one."""
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place, flushed to disk, once the block is through."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file's text atomically: a reader, or a crash, finds the old one or the new one."""
+    with _replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,20 +96,19 @@ def rewrite_lines(path: Path, rows: list[Any]) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    """Writes a safetensors file atomically, with JSON metadata."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        # clones: safetensors refuses views that share storage, and a point's tensors are views of one vector
-        whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, {"format": "pt", "isopath": json.dumps({"version": FORMAT, **(about or {})})})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Writes a safetensors file atomically, with JSON metadata: the same tensors and metadata, the same bytes.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; what was there before is whole.
+    """
+    # clones: safetensors refuses views that share storage, and a point's tensors are views of one vector
+    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    metadata = {"isopath": json.dumps({"version": FORMAT, **(about or {})})}  # one key: several have no fixed order
+    with _replacing(path) as temporary:
+        try:
+            save_file(whole, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error})") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -106,7 +122,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FileNotFoundError(f"no file {path}")
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
             about = json.loads((file.metadata() or {}).get("isopath", "{}"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise DamagedFile(f"{path} is not a whole safetensors file ({error})") from error

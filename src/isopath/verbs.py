@@ -11,7 +11,7 @@ from torch import nn
 
 from isopath.geometry.reference import Reference, References
 from isopath.network import Network
-from isopath.objectives import Objective
+from isopath.objectives import Objective, as_objective
 from isopath.objectives.objective import Scalar
 from isopath.run.progress import shown
 from isopath.space import Trainable
@@ -77,7 +77,8 @@ def trace(
         FileExistsError: the run folder exists and `resume` is false.
     """
     network = Network(model, trainable)
-    tracer = _tracer(network, keep, objective, seed, tolerance, max_steps, max_evaluations, direction, corrector, controller)
+    budget = max_steps, max_evaluations
+    tracer = _tracer(network, keep, objective, seed, tolerance, budget, direction, corrector, controller)
     keeper = Keeper(tracer.kept, tolerance, keep_waypoints)
     record, state, history, elapsed = _opened(run, resume, tracer, keeper)
     return _follow(tracer, keeper, record, state, history, elapsed, progress)
@@ -103,7 +104,8 @@ def steps(
         `State`: `.accepted`, `.theta`, `.drift`, `.objective`, `.step`, `.status`, `.model()`. The first is the start.
     """
     network = Network(model, trainable)
-    tracer = _tracer(network, keep, objective, seed, tolerance, max_steps, max_evaluations, direction, corrector, controller)
+    budget = max_steps, max_evaluations
+    tracer = _tracer(network, keep, objective, seed, tolerance, budget, direction, corrector, controller)
     return tracer.iterate()
 
 
@@ -113,16 +115,16 @@ def _tracer(
     objective: Objective | Scalar,
     seed: int,
     tolerance: float,
-    max_steps: int,
-    max_evaluations: float | None,
+    budget: tuple[int, float | None],
     direction: Direction | None,
     corrector: GaussNewton | None,
     controller: Backtracking | None,
 ) -> Tracer:
+    max_steps, max_evaluations = budget
     return Tracer.of(
         network,
         keep,
-        objective,
+        as_objective(objective),
         seed,
         tolerance=tolerance,
         max_steps=max_steps,
@@ -145,8 +147,7 @@ def _opened(
         record = Record(Path(run))
         if not (record.folder / "checkpoint.safetensors").exists():
             raise FileNotFoundError(f"{run} has no checkpoint to go on from; start it again under another name")
-        state, waypoints, history, seconds = record.resume(tracer.network)
-        keeper.waypoints = waypoints
+        state, history, seconds = record.resume(tracer.network, keeper)
         return record, state, history, seconds
     described = {
         "verb": "trace",
@@ -163,21 +164,21 @@ def _follow(
     tracer: Tracer,
     keeper: Keeper,
     record: Record | None,
-    state: State | None,
+    start: State | None,
     history: list[dict[str, Any]],
     elapsed: float,
     progress: bool,
 ) -> Trajectory:
     """Runs the tracer to its end, keeping and recording."""
     began, saved = time.perf_counter() - elapsed, float("-inf")
-    resumed = state is not None
+    resumed = start is not None
 
     def keep(state: State, last: bool = False) -> None:
         taken = keeper.offer(state, last)
         if record and taken is not None and taken in keeper.waypoints:
             keeper.waypoints[keeper.waypoints.index(taken)] = record.waypoint(taken, tracer.network)
 
-    for i, state in enumerate(shown(tracer.iterate(state), tracer, progress)):
+    for i, state in enumerate(shown(tracer.iterate(start), tracer, progress)):
         now = time.perf_counter()
         if i > 0:
             history.append({**state.row(), "seconds": round(now - began, 3)})
@@ -188,10 +189,10 @@ def _follow(
         # A state is clean when nothing but itself decides what comes next: the metric is about to be built anew
         clean = state.frame is None and state.ready is None and state.status == "running"
         if record and clean and now - saved > 1.0:
-            record.checkpoint(state, keeper.waypoints, now - began)
+            record.checkpoint(state, keeper, now - began)
             saved = now
-    assert state is not None
-    keep(state, last=True)
+    if not (start is not None and start.status != "running"):  # else it ended before, with its last waypoint
+        keep(state, last=True)
     trajectory = Trajectory(
         tracer.network,
         tuple(keeper.waypoints),
@@ -200,11 +201,11 @@ def _follow(
         state.reason + _refusals(keeper),
         tracer.kept.kind,
         tracer.tolerance,
-        state.evaluations,
+        state.evaluations + keeper.evaluations,
         time.perf_counter() - began,
     )
     if record:
-        record.checkpoint(state, keeper.waypoints, trajectory.seconds)
+        record.checkpoint(state, keeper, trajectory.seconds)
         record.finish(trajectory)
     return trajectory
 

@@ -31,6 +31,14 @@ def loose(metric) -> torch.Tensor:
     return diagonal
 
 
+def part_of(block, v: torch.Tensor) -> torch.Tensor:
+    """A layer's part of `v` as its block sees it, `(groups, o, i)` with the bias as the last input."""
+    groups, outputs, inputs = block.shape
+    width = inputs - (block.bias is not None)
+    pieces = [v[block.weight].view(groups, outputs, width)] if block.weight is not None else []
+    return torch.cat([*pieces, *([v[block.bias].view(groups, outputs, 1)] if block.bias is not None else [])], -1)
+
+
 def own_matrix(metric) -> torch.Tensor:
     return matrix(metric.mv, metric.dimension, torch.float64)
 
@@ -162,16 +170,27 @@ def test_shrinkage_adds_a_share_of_the_mean_eigenvalue_to_each_factor(name):
     metric = kronecker(build(name), shrinkage=0.2)
     for block in metric.blocks:
         groups, outputs, inputs = block.shape
-        part = x(groups, outputs, inputs)
+        v = x(metric.dimension)
+        part = part_of(block, v)
+        applied, solved = (torch.full_like(v, torch.nan) for _ in range(2))
+        block.apply(v, applied, lambda values: values)
+        block.apply(v, solved, lambda values: 1 / (values + 0.01))
+        elsewhere = torch.ones_like(v, dtype=torch.bool)
+        for place in (block.weight, block.bias):
+            if place is not None:
+                elsewhere[place] = False
+        assert bool(applied[elsewhere].isnan().all()) and torch.equal(v, x(metric.dimension))  # only its own part
+        expected = torch.empty_like(part)
         for g in range(groups):
             va, vb = block.input_vectors[g], block.output_vectors[g]
             A, B = va @ block.input_values[g].diag() @ va.mT, vb @ block.output_values[g].diag() @ vb.mT
             A = A + 0.2 * A.trace() / inputs * torch.eye(inputs).double()
             B = B + 0.2 * B.trace() / outputs * torch.eye(outputs).double()
-            applied = block.apply(part, lambda values: values)[g]
-            torch.testing.assert_close(applied, B @ part[g] @ A)
-            solved = block.apply(part, lambda values: 1 / (values + 0.01))[g]
-            torch.testing.assert_close(B @ solved @ A + 0.01 * solved, part[g])
+            expected[g] = B @ part[g] @ A
+            torch.testing.assert_close(part_of(block, applied)[g], expected[g])
+            found = part_of(block, solved)[g]
+            torch.testing.assert_close(B @ found @ A + 0.01 * found, part[g])
+        torch.testing.assert_close(block.quadratic(v), (part * expected).sum())
 
 
 def test_batches_stream_into_the_same_blocks(case):

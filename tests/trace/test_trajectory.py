@@ -107,6 +107,37 @@ def test_a_last_state_of_a_known_step_replaces_it():
     assert [float(w.theta) for w in keeper.waypoints] == [3.0]
 
 
+class Sampled:
+    """Something kept whose whole drift costs three evaluations and is one of those given."""
+
+    kind = "sampled"
+
+    def __init__(self, network, drifts):
+        self.network, self.drifts = network, iter(drifts)
+
+    def whole_drift(self, theta):
+        self.network.evaluations += 3
+        return next(self.drifts)
+
+
+def test_whole_drifts_are_evaluated_counted_and_refused_once_a_point():
+    network = Network(MODEL)
+    keeper = Keeper(Sampled(network, [0.0, 0.005, 0.02]), 0.01)
+    states = [State(torch.tensor([float(i)]), step=i, length=float(i), network=network) for i in range(3)]
+    for state in states:
+        keeper.offer(state)
+    assert keeper.offer(states[-1], last=True) is None  # already turned down
+    assert [w.drift for w in keeper.waypoints] == [0.0, 0.005]
+    assert keeper.refused == 1 and keeper.evaluations == 9
+
+
+def test_a_trace_counts_the_whole_reference_at_its_waypoints():
+    kept, task = x(40, 4), ip.Task(x(40, 4), torch.arange(40) % 3)
+    path = ip.trace(MODEL, ip.Reference(kept, sample=10), task, 0.003, max_steps=6)
+    assert path.drift_kind == "sampled"
+    assert path.evaluations > path.history[-1]["evaluations"]
+
+
 def test_the_states_of_steps_are_those_that_trace_keeps():
     task = ip.Task(x(40, 4), torch.arange(40) % 3, batch_size=16)
     states = [s for s in ip.steps(MODEL, ip.Reference(x(5, 4)), task, 0.003, max_steps=20) if s.accepted]

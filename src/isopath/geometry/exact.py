@@ -150,8 +150,14 @@ def _double_backward(y: Tensor, point: Tensor, v: Tensor) -> Tensor:
                 return torch.zeros_like(y)
             dead = [node for node in _graph(pulled) if node.name().endswith("Error")]
             if dead:  # a backward that is differentiable only once cuts the graph without a word
-                custom = [n.name() for n in _graph(y) if isinstance(n, torch.autograd.function.BackwardCFunction)]
-                raise RuntimeError(f"derivative for {custom[0] if custom else 'a custom function'} is differentiable once")
+                custom = [
+                    n.name()  # type: ignore[attr-defined]
+                    for n in _graph(y)
+                    if isinstance(n, torch.autograd.function.BackwardCFunction)
+                ]
+                raise RuntimeError(
+                    f"derivative for {custom[0] if custom else 'a custom function'} is differentiable once"
+                )
             (pushed,) = torch.autograd.grad(pulled, u, v.to(pulled), retain_graph=True)
     except RuntimeError as error:
         found = re.search(r"derivative for (\S+)|(\w+Backward\w*)", str(error))

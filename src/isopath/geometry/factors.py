@@ -40,7 +40,7 @@ class SecondMoment:
         self.rows.append(rows)
         count = sum(r.shape[1] for r in self.rows)
         if count >= width and width <= CAP:
-            self.matrix = sum((r.mT @ r).double() for r in self.rows)
+            self.matrix = sum((r.mT @ r).double() for r in self.rows)  # type: ignore[assignment]
             self.rows = []
         elif count > 2 * CAP:
             self.rows = [self._compressed()]
@@ -156,9 +156,13 @@ class Observer(TorchFunctionMode):
             settings = argument(3, "stride", 1), argument(4, "padding", 0), argument(5, "dilation", 1)
             return use("kronecker", _patches(x, argument(1, "weight").shape[2:], *settings, groups), 1, True, groups)
         if func is F.layer_norm:
-            return use("diagonal", F.layer_norm(x, argument(1, "normalized_shape"), eps=argument(4, "eps", 1e-5)), 2, False)
+            return use(
+                "diagonal", F.layer_norm(x, argument(1, "normalized_shape"), eps=argument(4, "eps", 1e-5)), 2, False
+            )
         if func is F.batch_norm and not argument(5, "training", False):
-            plain = F.batch_norm(x, argument(1, "running_mean"), argument(2, "running_var"), eps=argument(7, "eps", 1e-5))
+            plain = F.batch_norm(
+                x, argument(1, "running_mean"), argument(2, "running_var"), eps=argument(7, "eps", 1e-5)
+            )
             return use("diagonal", plain, 3, True)
         if func is F.group_norm:
             return use("diagonal", F.group_norm(x, argument(1, "num_groups"), eps=argument(4, "eps", 1e-5)), 2, True)

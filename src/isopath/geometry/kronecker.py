@@ -82,7 +82,10 @@ class Block:
         rest, along_a, along_b, along_both = self._corners(lambda values: values)
         parts, vectors = self._parts(v), self.output_vectors
         right = sum(part @ columns for part, columns in parts)
-        total = (along_a * right.square()).sum() + (along_both * (vectors.mT @ right).square()).sum()
+        total = (
+            (along_a * right.square()).sum()  # type: ignore[union-attr]
+            + (along_both * (vectors.mT @ right).square()).sum()
+        )
         for part, _ in parts:
             total = total + (rest.flatten() * torch.linalg.vector_norm(part, dim=(1, 2)).square()).sum()
             total = total + (along_b * (vectors.mT @ part).square()).sum()
@@ -231,7 +234,7 @@ class _Moments:
         for use in observer.uses:  # a parameter with two different partners has no single block
             for name in (use.weight, use.bias):
                 if name is not None and partner.setdefault(name, (use.weight, use.bias)) != (use.weight, use.bias):
-                    shared.update(partner[name] + (use.weight, use.bias))
+                    shared |= {*partner[name], use.weight, use.bias} - {None}  # type: ignore[arg-type]
         uses = [use for use in observer.uses if not {use.weight, use.bias} & shared]
         covered = {name for use in uses for name in (use.weight, use.bias)}
         return uses, [name for name in parameters if name not in covered]
@@ -286,7 +289,10 @@ class _Moments:
             shrinkage * values.sum(-1)[:, None, None] / width
             for values, width in ((input_values, shape[2]), (output_values, shape[1]))
         )
-        return Block(weight, bias, shape, input_values, input_vectors, output_values, output_vectors, tuple(lows))
+        return Block(
+            weight, bias, shape, input_values, input_vectors, output_values, output_vectors,
+            tuple(lows),  # type: ignore[arg-type]
+        )
 
 
 def _columns(batch: Batch, y: Tensor, coverage: float) -> list[Tensor]:

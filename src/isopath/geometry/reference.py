@@ -85,7 +85,9 @@ class Reference:
         if self.batch_size < 1 or self.sample < 1:
             raise ValueError(f"batch_size and sample must be >= 1, got {self.batch_size} and {self.sample}")
         if isinstance(self.mask, str) and not isinstance(self.inputs, (Mapping, Dataset, DataLoader)):
-            raise ValueError(f"mask={self.mask!r} names an entry of the inputs, which have none; give the mask as a tensor")
+            raise ValueError(
+                f"mask={self.mask!r} names an entry of the inputs, which have none; give the mask as a tensor"
+            )
         count = len(self.examples)
         for name, given in (("outputs", self.outputs), ("weights", self.weights), ("mask", self.mask)):
             if isinstance(given, Tensor) and given.shape[0] != count:
@@ -148,7 +150,9 @@ class Reference:
             if self.mask is not None:
                 mask = inputs[self.mask] if isinstance(self.mask, str) else self.mask[rows].to(device)
                 if mask.shape != weight.shape:
-                    raise ValueError(f"the mask has shape {tuple(mask.shape)}, expected {tuple(weight.shape)}, a row each")
+                    raise ValueError(
+                        f"the mask has shape {tuple(mask.shape)}, expected {tuple(weight.shape)}, a row each"
+                    )
                 weight = weight * mask.to(weight)
             yield Batch(inputs, kept, weight, divergence, self.output)
 
@@ -160,7 +164,9 @@ class Reference:
             return now
         given = self.outputs[rows].to(now)
         if given.shape != now.shape:
-            raise ValueError(f"outputs has rows of shape {tuple(given.shape[1:])}, the model's are {tuple(now.shape[1:])}")
+            raise ValueError(
+                f"outputs has rows of shape {tuple(given.shape[1:])}, the model's are {tuple(now.shape[1:])}"
+            )
         check_finite(given, "outputs")
         return given
 
@@ -228,7 +234,7 @@ class Kept:
             return cls(part, part, reference, theta, kind)
         cut = max(1, round(reference.split * len(order)))
         parts = (reference._part(network, theta, rows) for rows in (order[:cut], order[cut:]))
-        return cls(*parts, reference, theta, kind)
+        return cls(*parts, reference, theta, kind)  # type: ignore[call-arg, arg-type]
 
     @property
     def split(self) -> bool:
@@ -303,7 +309,9 @@ class KeptAll:
 def same_device(inputs: Any, device: torch.device, what: str) -> None:
     """Raises `ValueError` if a tensor of `inputs` is not on the network's device."""
 
-    leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
+    leaves = (
+        inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, (tuple, list)) else [inputs]
+    )
     for leaf in leaves:
         if isinstance(leaf, Tensor) and leaf.device != device:
             raise ValueError(f"{what} are on {leaf.device}, the model is on {device}; move one with .to(device)")

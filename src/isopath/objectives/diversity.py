@@ -50,11 +50,11 @@ class Diversity(Objective):
     def __call__(self, net: Network, theta: Tensor) -> Tensor:
         points = self.points(net)
         if self.x is None:
-            return -sum(self._log_distance(theta, p, i) for i, p in enumerate(points)) / len(points)
+            return -sum(self._log_distance(theta, p, i) for i, p in enumerate(points)) / len(points)  # type: ignore[return-value]
         divergence, y = divergence_of(self.divergence), net(theta, self.x, self.output)
         with torch.no_grad():
             others = [net(p, self.x, self.output) for p in points]
-        return -sum(divergence.rows(y, other).mean() for other in others) / len(points)
+        return -sum(divergence.rows(y, other).mean() for other in others) / len(points)  # type: ignore[return-value]
 
     def _log_distance(self, theta: Tensor, point: Tensor, index: int) -> Tensor:
         # A path that starts at one of the networks has distance zero and no direction to leave in: a seeded offset of

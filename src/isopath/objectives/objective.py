@@ -119,7 +119,9 @@ def as_objective(given: Objective | Scalar) -> Objective:
 def check_scalar(value: Tensor) -> None:
     """Raises `TypeError` unless `value` is a tensor with a single entry, and `ValueError` if it is not a scalar."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"the objective returned {type(value).__name__}, expected a scalar tensor; compute it with torch")
+        raise TypeError(
+            f"the objective returned {type(value).__name__}, expected a scalar tensor; compute it with torch"
+        )
     if value.ndim:
         raise ValueError(
             f"the objective returned a tensor of shape {tuple(value.shape)}, expected a scalar (); "

@@ -73,7 +73,9 @@ class Task(Objective):
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
         if self.weights is not None and (self.weights.shape != (len(self),) or not float(self.weights.min()) >= 0):
-            raise ValueError(f"weights must be >= 0 of shape ({len(self)},), one per row, got {tuple(self.weights.shape)}")
+            raise ValueError(
+                f"weights must be >= 0 of shape ({len(self)},), one per row, got {tuple(self.weights.shape)}"
+            )
         if self.index is None and self.examples.take(torch.tensor([0]))[1] is None:
             raise TypeError("a task needs targets: pass y, or a dataset of (x, y) pairs")
 
@@ -110,7 +112,7 @@ class Task(Objective):
         inputs, target = self.examples.take(rows, net.space.device)
         part = isinstance(self.outputs, slice)
         y = net(theta, inputs, None if part else self.outputs)  # type: ignore[arg-type]
-        return (y[..., self.outputs] if part else y), target
+        return (y[..., self.outputs] if part else y), target  # type: ignore[index]
 
     def loss_of(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
         """The weighted sum of the loss over the rows, and the sum of the weights."""

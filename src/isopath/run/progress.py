@@ -27,6 +27,7 @@ def shown(states: Iterator[State], tracer: Tracer, visible: bool) -> Iterator[St
             share = state.step / tracer.max_steps
             if tracer.max_evaluations:
                 share = max(share, state.evaluations / tracer.max_evaluations)
-            text = f"step {state.step}  objective {state.objective:.4f}  drift {state.drift:.4f} of {tracer.tolerance:g}"
+            drift = f"drift {state.drift:.4f} of {tracer.tolerance:g}"
+            text = f"step {state.step}  objective {state.objective:.4f}  {drift}"
             bar.update(task, completed=min(share, 1.0), text=text)
             yield state

@@ -45,7 +45,7 @@ class Backtracking:
     smallest: float = 1e-8
 
     def longest(self, metric_norm: float, tolerance: float) -> float:
-        """The multiple h of the tangent at which ½h²uᵀGu is `share * tolerance`; infinite where the metric sees nothing."""
+        """The multiple h of the tangent at which ½h²uᵀGu is `share * tolerance`; infinite where G sees nothing."""
         return (2 * self.share * tolerance) ** 0.5 / metric_norm if metric_norm > 0 else float("inf")
 
     def descends(self, before: float, after: float, slope: float, rate: float) -> bool:

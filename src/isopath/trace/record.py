@@ -27,12 +27,15 @@ from isopath.storage import (
     write_json,
 )
 from isopath.trace.state import State
-from isopath.trace.trajectory import Trajectory, Waypoint
+from isopath.trace.trajectory import Keeper, Trajectory, Waypoint
 
+# fmt: off
 SCALARS = (
-    "accepted why step attempt objective_before objective step_length rate refused typical stride age looked correction "
-    "corrected watched rejected length evaluations damping status reason"
-).split()
+    "accepted", "why", "step", "attempt", "objective_before", "objective", "step_length", "rate", "refused",
+    "typical", "stride", "age", "looked", "correction", "corrected", "watched", "rejected", "length",
+    "evaluations", "damping", "status", "reason",
+)
+# fmt: on
 
 
 class Record:
@@ -48,7 +51,6 @@ class Record:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._written: set[int] = set()
 
     @classmethod
     def create(cls, folder: Path, about: Mapping[str, Any]) -> Record:
@@ -57,7 +59,8 @@ class Record:
         Raises:
             FileExistsError: something is there already; runs are never overwritten.
         """
-        if (folder / "run.json").exists() or (folder.exists() and any(p.name != "config.yaml" for p in folder.iterdir())):
+        used = folder.exists() and any(p.name != "config.yaml" for p in folder.iterdir())
+        if used or (folder / "run.json").exists():
             raise FileExistsError(
                 f"the run folder {folder} exists already and is never overwritten; resume it, or choose another name"
             )
@@ -78,7 +81,7 @@ class Record:
         save_tensors(file, network.space.unflatten(waypoint.theta), waypoint.row())
         return replace(waypoint, theta=None, file=file)
 
-    def checkpoint(self, state: State, waypoints: list[Waypoint], seconds: float) -> None:
+    def checkpoint(self, state: State, keeper: Keeper, seconds: float) -> None:
         """Replaces the checkpoint, then drops the waypoint files that no checkpoint names any more."""
         tensors = {
             name: tensor
@@ -87,11 +90,12 @@ class Record:
         }
         scalars = {name: getattr(state, name) for name in SCALARS}
         scalars["parts"] = [state.parts.metric, state.parts.check]
-        rows = [waypoint.row() for waypoint in waypoints]
-        about = {"state": scalars, "waypoints": rows, "seconds": seconds}
+        rows = [waypoint.row() for waypoint in keeper.waypoints]
+        spent = {"seconds": seconds, "refused": keeper.refused, "whole": keeper.evaluations}
+        about = {"state": scalars, "waypoints": rows, **spent}
         save_tensors(self.folder / "checkpoint.safetensors", tensors, about)
         write_json(self.folder / "waypoints.json", rows)
-        named = {waypoint.file for waypoint in waypoints}
+        named = {waypoint.file for waypoint in keeper.waypoints}
         for file in (self.folder / "waypoints").glob("*.safetensors"):
             if file not in named:
                 file.unlink()
@@ -104,8 +108,12 @@ class Record:
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
-    def resume(self, network: Network) -> tuple[State, list[Waypoint], list[dict[str, Any]], float]:
-        """State, waypoints, history and seconds of the last whole checkpoint; later rows and files are dropped.
+    def resume(self, network: Network, keeper: Keeper) -> tuple[State, list[dict[str, Any]], float]:
+        """State, history and seconds of the last whole checkpoint; later rows and files are dropped.
+
+        Args:
+            network: of the model that was traced.
+            keeper: gets the waypoints and what was spent on them.
 
         Raises:
             FileNotFoundError: the folder holds no checkpoint and no waypoint.
@@ -113,10 +121,11 @@ class Record:
         try:
             tensors, about = load_tensors(self.folder / "checkpoint.safetensors")
             state = self._state(about["state"], tensors, network)
-            waypoints = self._whole([self._on_disk(row) for row in about["waypoints"]], state, network)
+            keeper.waypoints = self._whole([self._on_disk(row) for row in about["waypoints"]], state, network)
+            keeper.refused, keeper.evaluations = about.get("refused", 0), about.get("whole", 0.0)
             seconds = float(about["seconds"])
         except DamagedFile as error:
-            state, waypoints = self._last_waypoint(network)
+            state, keeper.waypoints = self._last_waypoint(network)
             seconds = 0.0
             warnings.warn(f"{error}; going on from the waypoint of step {state.step}, not bit for bit", stacklevel=2)
         rows, cut = read_lines(self.folder / "history.jsonl")
@@ -126,7 +135,7 @@ class Record:
         if state.accepted and len(rows) == state.attempt - 1:  # the one that was cut off: the state knows it
             rows.append({**replace(state, tried=state.parts).row(), "seconds": round(seconds, 3)})
         rewrite_lines(self.folder / "history.jsonl", rows)
-        return state, waypoints, rows, seconds
+        return state, rows, seconds
 
     def _whole(self, waypoints: list[Waypoint], state: State, network: Network) -> list[Waypoint]:
         """The waypoints whose file is whole; those that the state knows are written anew, the others are dropped."""

@@ -181,7 +181,8 @@ class Tracer:
         rate = state.rate or self.controller.first * float(theta.norm()) / ready.norm
         typical, progress, refused = state.typical, self._progress(state.step), state.refused
         stride = min(state.stride, self.max_steps - state.step)
-        first = ready if stride == 1 else None  # a longer attempt that fails prepares its first step again: less to hold
+        # a longer attempt that fails prepares its first step again: less to hold
+        first = ready if stride == 1 else None
         state = replace(state, ready=None)
         while True:
             moved = self._moved(ready, theta, min(rate, self.controller.cap(typical, progress)))

@@ -64,6 +64,8 @@ class Keeper:
     count: int | str = 32
     waypoints: list[Waypoint] = field(default_factory=list)
     refused: int = 0  # waypoints that the whole reference turned down
+    evaluations: float = 0.0  # gradient evaluations spent on the whole reference
+    _looked: tuple[int, float, float] | None = field(default=None, init=False, repr=False)  # step, length, whole drift
 
     def __post_init__(self) -> None:
         if self.count != "all" and (not isinstance(self.count, int) or self.count < 2):
@@ -77,9 +79,8 @@ class Keeper:
             return None
         drift = state.drift
         if self.kept.kind == "sampled":
-            drift = self.kept.whole_drift(state.theta)
-            if drift > self.tolerance:
-                self.refused += 1
+            drift = self._whole_drift(state)
+            if not drift <= self.tolerance:
                 return None
         waypoint = Waypoint(state.step, state.length, drift, state.objective, state.theta)
         if self.waypoints and self.waypoints[-1].step == state.step:
@@ -87,6 +88,18 @@ class Keeper:
         self.waypoints.append(waypoint)
         self._thin()
         return waypoint
+
+    def _whole_drift(self, state: State) -> float:
+        """Over the whole reference: evaluated, counted and, beyond the tolerance, refused once for each point."""
+        if self._looked is None or self._looked[:2] != (state.step, state.length):
+            network = state.network
+            assert network is not None
+            before = network.evaluations
+            drift = self.kept.whole_drift(state.theta)
+            self.evaluations += network.evaluations - before
+            self.refused += not drift <= self.tolerance
+            self._looked = state.step, state.length, drift
+        return self._looked[2]
 
     def _spacing(self) -> float:
         if self.count == "all" or len(self.waypoints) < int(self.count):
@@ -111,7 +124,7 @@ class Trajectory(Path):
         drift_kind: `"measured"` over the whole reference, `"sampled"` (controlled on a sample, evaluated whole at kept
             waypoints), or `"none"`.
         tolerance: the drift that was allowed.
-        evaluations: gradient evaluations spent.
+        evaluations: gradient evaluations spent, those of a whole reference at waypoints included.
         seconds: wall time.
         history: a row per attempt, rejected ones too.
     """
