@@ -32,7 +32,7 @@ from isopath.trace.trajectory import Keeper, Trajectory, Waypoint
 # fmt: off
 SCALARS = (
     "accepted", "why", "step", "attempt", "objective_before", "objective", "step_length", "rate", "refused",
-    "typical", "stride", "age", "looked", "correction", "corrected", "watched", "rejected", "length",
+    "typical", "stride", "age", "looked", "correction", "corrected", "initial", "watched", "rejected", "length",
     "evaluations", "damping", "status", "reason",
 )
 # fmt: on

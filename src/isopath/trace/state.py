@@ -82,6 +82,7 @@ class State:
     looked: bool = False  # whether the objective was just looked at on the fixed batch
     correction: float = 1.0
     corrected: int = 0  # steps in a row after which the corrector acted
+    initial: float = float("nan")  # the objective on the first batch
     watched: tuple[float, ...] = ()  # the objective on a fixed batch, about every ten steps
     rejected: int = 0
     length: float = 0.0

@@ -9,6 +9,7 @@ Status = Literal["running", "converged", "stationary", "budget_spent", "step_too
 REASONS: dict[str, str] = {
     "running": "the trace has not ended.",
     "converged": "the objective has reached its target.",
+    "settled": "the objective has come down to {share:.1%} of where it started and no longer falls.",
     "stationary": "no direction that the tolerance allows lowers the objective any further; raise the tolerance, or "
     "give more reference rows.",
     "flat": "the objective's gradient has no component left that the kept outputs do not see; raise the tolerance.",

@@ -21,6 +21,7 @@ from isopath.trace.state import Moved, Ready, State
 from isopath.trace.status import Status, sentence
 
 WATCH = 10  # accepted steps between two looks at the objective on a fixed batch
+SETTLED = 0.05  # share of its first value at which an objective that no longer falls counts as converged
 LANDING = 0.5  # share of the budget before which a trace does not land on its objective's exact set
 FLAT = 1e-4  # cosine between tangent and gradient under which nothing is left to follow
 
@@ -208,6 +209,7 @@ class Tracer:
             rate=moved.rate,
             typical=typical,
             refused=refused,
+            initial=ready.before if math.isnan(state.initial) else state.initial,
             tried=None,
             ready=first if first is not None or taken else ready,
         )
@@ -319,6 +321,9 @@ class Tracer:
         watched = state.watched
         undone = len(watched) == 3 and watched[2] >= watched[1] >= watched[0]
         if undone and state.looked and state.corrected >= 2 * WATCH:
+            share = watched[2] / state.initial if state.initial > 0 else 1.0
+            if 0 <= share <= SETTLED:
+                return self._ended(state, "converged", "settled", share=share)
             return self._ended(state, "stationary", "undone")
         if state.step >= self.max_steps:
             return self._ended(state, "budget_spent", "steps", steps=state.step)
