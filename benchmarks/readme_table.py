@@ -1,0 +1,53 @@
+"""Prints the README's table of measured results from the committed JSON: `python -m benchmarks.readme_table`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def values(protocol: str, method: str, key: str) -> list[float]:
+    """One figure of every seed that is there."""
+    files = sorted((RESULTS / protocol).glob(f"{method}-[0-9].json"))
+    found = [json.loads(file.read_text()).get(key) for file in files]
+    return [value for value in found if value is not None]
+
+
+def spread(numbers: Sequence[float], digits: int = 2) -> str:
+    """Mean ± standard deviation, and how many."""
+    if not numbers:
+        return "–"
+    deviation = f" ± {statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    return f"{statistics.mean(numbers):.{digits}f}{deviation} ({len(numbers)})"
+
+
+def main() -> None:
+    """Two tables."""
+    names = {
+        "trace": "**isopath trace**", "penalised": "Bhattacharyya penalty", "replay": "replay with labels",
+        "backtracking": "gradient descent, backtracking on drift", "fine_tuning": "plain fine-tuning",
+        "joint": "joint training (all of MNIST)",
+    }  # fmt: skip
+    print("| MNIST → Fashion-MNIST, 500 kept images | MNIST test, % | Fashion-MNIST test, % | drift |\n|---|---|---|---|")
+    for method, name in names.items():
+        row = [values("mnist_to_fashion", method, key) for key in ("mnist", "fashion", "drift")]
+        if not row[0]:
+            continue
+        print(f"| {name} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 5)} |")
+    print("\n| MLP, MNIST → MNIST turned by 90° | kept | old at new = 85 % | old at new = 90 % |\n|---|---|---|---|")
+    for kept in (2048, 128):
+        row = [values("rotated_mnist", f"trace-{kept}", f"old_at_{target}") for target in (85, 90)]
+        print(f"| **isopath trace** | {kept:,} | {spread(row[0])} | {spread(row[1])} |")
+    print("\n| | trace | against |\n|---|---|---|")
+    gains = [spread(values("equal_cost", method, "gain")) for method in ("trace", "backtracking")]
+    print(f"| fall of the rotated test loss, equal tolerance and cost | {gains[0]} | {gains[1]} (descent, backtracking) |")
+    scores = [spread(values("from_scratch", method, "accuracy")) for method in ("trace", "sgd")]
+    print(f"| MNIST test accuracy from random weights, nothing kept, % | {scores[0]} | {scores[1]} (tuned SGD) |")
+
+
+if __name__ == "__main__":
+    main()
