@@ -19,7 +19,7 @@ demo: $(STAMP)
 	@$(BIN)/isopath demo --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2
 
 check: lint types docs examples browser
 
