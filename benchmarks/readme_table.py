@@ -32,7 +32,8 @@ def main() -> None:
         "backtracking": "gradient descent, backtracking on drift", "fine_tuning": "plain fine-tuning",
         "joint": "joint training (all of MNIST)",
     }  # fmt: skip
-    print("| MNIST → Fashion-MNIST, 500 kept images | MNIST test, % | Fashion-MNIST test, % | drift |\n|---|---|---|---|")
+    print("| MNIST → Fashion-MNIST, 500 kept images | MNIST test, % | Fashion-MNIST test, % | drift |")
+    print("|---|---|---|---|")
     for method, name in names.items():
         row = [values("mnist_to_fashion", method, key) for key in ("mnist", "fashion", "drift")]
         if not row[0]:
@@ -44,7 +45,8 @@ def main() -> None:
         print(f"| **isopath trace** | {kept:,} | {spread(row[0])} | {spread(row[1])} |")
     print("\n| | trace | against |\n|---|---|---|")
     gains = [spread(values("equal_cost", method, "gain")) for method in ("trace", "backtracking")]
-    print(f"| fall of the rotated test loss, equal tolerance and cost | {gains[0]} | {gains[1]} (descent, backtracking) |")
+    what = "fall of the rotated test loss, equal tolerance and cost"
+    print(f"| {what} | {gains[0]} | {gains[1]} (descent, backtracking) |")
     scores = [spread(values("from_scratch", method, "accuracy")) for method in ("trace", "sgd")]
     print(f"| MNIST test accuracy from random weights, nothing kept, % | {scores[0]} | {scores[1]} (tuned SGD) |")
 

@@ -1,8 +1,9 @@
 """An MLP 784-300-100-10 trained on MNIST learns MNIST turned by 90 degrees, with 2,048 and with 128 kept images.
 
-Held-out MNIST accuracy at the first waypoint whose rotated test accuracy is at least 85 and 90 %; `--only identity` runs
-the same tracer with a flat metric, no corrector and no bound on drift. Then, at equal tolerance and cost, how far the
-rotated test loss falls: the trace against gradient descent with backtracking on drift, the flat one held to the tolerance.
+Held-out MNIST accuracy at the first waypoint whose rotated test accuracy is at least 85 and 90 %; `--only identity`
+runs the same tracer with a flat metric, no corrector and no bound on drift. Then, at equal tolerance and cost, how far
+the rotated test loss falls: the trace against gradient descent with backtracking on drift (the flat one, held to the
+tolerance).
 
     python -m benchmarks.rotated_mnist --data DATA
 """
