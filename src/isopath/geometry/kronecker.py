@@ -110,7 +110,7 @@ class Kronecker:
 
     @classmethod
     def of(
-        cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 0.999, shrinkage: float = 0.0
+        cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 0.99, shrinkage: float = 0.0
     ) -> Kronecker:
         """Builds the factors in one pass over the rows.
 

@@ -18,9 +18,10 @@ class Backtracking:
     nothing, as in a linear network; the drift guards the rest.
 
     Args:
-        stride: the most predictor steps between two judgements of the drift. The number doubles while the drift stays
-            below a tenth of the tolerance, is halved when it passes a half, and starts at one: where there is room, the
-            kept outputs are evaluated seldom.
+        stride: the most predictor steps between two judgements of the drift. The number doubles while the predictor's
+            drift stays below `room` of the tolerance, is halved when it passes a half, and starts at one: where there
+            is room, the kept outputs are evaluated seldom.
+        room: share of the tolerance below which attempts grow longer.
         first: the length of the first trial step, as a fraction of ‖θ‖.
         anneal: share of the budget after which the rates go down in a straight line from the typical one: a batch's
             line search finds the longest step that the batch allows, and noise is averaged only by shorter ones.
@@ -33,7 +34,8 @@ class Backtracking:
         smallest: smallest length, relative to ‖θ‖, that is tried.
     """
 
-    stride: int = 16
+    stride: int = 32
+    room: float = 0.3
     first: float = 1e-3
     anneal: float = 0.5
     growth: float = 1.2
@@ -70,6 +72,6 @@ class Backtracking:
 
     def next_stride(self, stride: int, share: float) -> int:
         """Predictor steps of the next attempt, after one whose predictor had drift `share * tolerance`."""
-        if share < 0.1:
+        if share < self.room:
             return min(2 * stride, self.stride)
         return max(1, stride // 2) if share > 0.5 else stride

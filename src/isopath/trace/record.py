@@ -32,7 +32,7 @@ from isopath.trace.trajectory import Keeper, Trajectory, Waypoint
 # fmt: off
 SCALARS = (
     "accepted", "why", "step", "attempt", "objective_before", "objective", "step_length", "rate", "refused",
-    "typical", "stride", "age", "looked", "correction", "corrected", "initial", "watched", "rejected", "length",
+    "typical", "stride", "age", "correction", "free", "initial", "watched", "rejected", "length",
     "evaluations", "damping", "status", "reason",
 )
 # fmt: on
@@ -154,7 +154,7 @@ class Record:
 
     def _state(self, scalars: dict[str, Any], tensors: Mapping[str, Tensor], network: Network) -> State:
         parts = Drift(*scalars.pop("parts"))
-        watched = tuple(scalars.pop("watched"))
+        watched = tuple((int(i), total, int(count)) for i, total, count in scalars.pop("watched"))
         values: dict[str, Any] = {name: float("nan") if value is None else value for name, value in scalars.items()}
         moved: dict[str, Any] = {name: tensor.to(network.space.device) for name, tensor in tensors.items()}
         return State(network=network, parts=parts, watched=watched, **moved, **values)

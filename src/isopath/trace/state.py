@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from isopath.network import Network
 
+Watched = tuple[tuple[int, float, int], ...]  # bin of the budget, sum of values, their count
+
 
 @dataclass(frozen=True, eq=False)
 class Ready:
@@ -79,11 +81,10 @@ class State:
     typical: float = 0.0  # running geometric mean of the rates accepted
     stride: int = 1
     age: int = 0  # accepted attempts since the metric was built
-    looked: bool = False  # whether the objective was just looked at on the fixed batch
     correction: float = 1.0
-    corrected: int = 0  # steps in a row after which the corrector acted
+    free: float = 0.0  # share of the budget that was spent when the corrector last had nothing to do
     initial: float = float("nan")  # the objective on the first batch
-    watched: tuple[float, ...] = ()  # the objective on a fixed batch, about every ten steps
+    watched: Watched = ()  # sums of the objective's batch values over parts of the budget
     rejected: int = 0
     length: float = 0.0
     evaluations: float = 0.0

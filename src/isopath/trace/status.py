@@ -13,7 +13,7 @@ REASONS: dict[str, str] = {
     "stationary": "no direction that the tolerance allows lowers the objective any further; raise the tolerance, or "
     "give more reference rows.",
     "flat": "the objective's gradient has no component left that the kept outputs do not see; raise the tolerance.",
-    "undone": "over the last twenty accepted steps the corrector undid what the predictor gained; raise the tolerance "
+    "undone": "over two fifths of the budget the corrector undid what the predictor gained; raise the tolerance "
     "or give more reference rows.",
     "steps": "all {steps} steps are taken and the objective was still falling; give a larger max_steps to go on.",
     "evaluations": "the {evaluations:.0f} gradient evaluations allowed are spent; give a larger max_evaluations.",

@@ -17,10 +17,12 @@ from isopath.objectives.objective import check_scalar
 from isopath.trace.controller import Backtracking, Verdict
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import Direction, Frame, NaturalGradient
-from isopath.trace.state import Moved, Ready, State
+from isopath.trace.state import Moved, Ready, State, Watched
 from isopath.trace.status import Status, sentence
 
-WATCH = 10  # accepted steps between two looks at the objective on a fixed batch
+WATCH = 10  # accepted steps between two attempts to land on the objective's exact set
+BINS = 20  # of the budget, over which the objective's batch values are averaged
+STILL = 4  # bins over which the objective's mean must not have fallen for a trace to stop
 SETTLED = 0.05  # share of its first value at which an objective that no longer falls counts as converged
 LANDING = 0.5  # share of the budget before which a trace does not land on its objective's exact set
 FLAT = 1e-4  # cosine between tangent and gradient under which nothing is left to follow
@@ -181,7 +183,7 @@ class Tracer:
         theta, past, taken = state.theta, state.momentum, 0
         rate = state.rate or self.controller.first * float(theta.norm()) / ready.norm
         typical, progress, refused = state.typical, self._progress(state.step), state.refused
-        stride = min(state.stride, self.max_steps - state.step)
+        stride, watched = min(state.stride, self.max_steps - state.step), state.watched
         # a longer attempt that fails prepares its first step again: less to hold
         first = ready if stride == 1 else None
         state = replace(state, ready=None)
@@ -193,6 +195,7 @@ class Tracer:
             theta, past, rate = moved.theta, ready.cotangent, self.controller.next_rate(moved.rate, "accepted", refused)
             typical = self.controller.next_typical(typical, moved.rate, progress)
             taken += 1
+            watched = _watched(watched, progress, ready.before)
             progress = self._progress(state.step + taken)
             if taken == stride:
                 break
@@ -215,7 +218,8 @@ class Tracer:
         )
         if not taken:
             return self._rejected(state, "objective")
-        return self._judged(state, theta, past, rate, taken)
+        state = self._judged(state, theta, past, rate, taken)
+        return replace(state, watched=watched) if state.accepted else state
 
     def _judged(self, state: State, theta: Tensor, past: Tensor | None, rate: float, taken: int) -> State:
         predicted = drift = self.kept.drift(theta)
@@ -242,7 +246,6 @@ class Tracer:
     def _accepted(self, state: State, theta: Tensor, drift: Drift, corrected: bool, taken: int) -> State:
         step, age = state.step + taken, state.age + 1
         fresh = age >= self.direction.refresh
-        looks = (step // WATCH) - (state.step // WATCH)
         state = replace(
             state,
             theta=theta,
@@ -250,25 +253,20 @@ class Tracer:
             why="accepted",
             step=step,
             parts=drift,
-            corrected=state.corrected + taken if corrected else 0,
+            free=state.free if corrected else self._progress(step),
             rejected=0,
             length=state.length + float((theta - state.theta).norm()),
             age=0 if fresh else age,
             frame=None if fresh else state.frame,
             ready=None,
         )
-        if looks:
-            value = self._value(self.objective.freeze(0, self.seed + 1), theta)
-            state = replace(state, watched=(*state.watched, value)[-3:], looked=True)
-        else:
-            state = replace(state, looked=False)
-        return self._tried_landing(state)
+        return self._tried_landing(state) if step // WATCH > (step - taken) // WATCH else state
 
     # --- landing on the objective's exact set -----------------------------------------------------------------------
 
     def _tried_landing(self, state: State) -> State:
-        """Tries to land at every look, once half the budget is spent: by then the objective has come near its set."""
-        due = state.looked and state.support is None and self._progress(state.step) >= LANDING
+        """Tries to land now and then, once half the budget is spent: by then the objective has come near its set."""
+        due = state.support is None and self._progress(state.step) >= LANDING
         return self._landed(state, corrections=2) if due else state
 
     def _landed(self, state: State, corrections: int) -> State:
@@ -318,16 +316,31 @@ class Tracer:
             return self._stuck(state)
         if self.objective.reached(self.network, state.theta):
             return self._ended(state, "converged", "converged")
-        watched = state.watched
-        undone = len(watched) == 3 and watched[2] >= watched[1] >= watched[0]
-        if undone and state.looked and state.corrected >= 2 * WATCH:
-            share = watched[2] / state.initial if state.initial > 0 else 1.0
+        still = self._still(state)
+        if still is not None:
+            share = still / state.initial if state.initial > 0 else 1.0
             if 0 <= share <= SETTLED:
                 return self._ended(state, "converged", "settled", share=share)
             return self._ended(state, "stationary", "undone")
         if state.step >= self.max_steps:
             return self._ended(state, "budget_spent", "steps", steps=state.step)
         return self._checked_budget(state)
+
+    def _still(self, state: State) -> float | None:
+        """The objective's mean of late, where it no longer falls and the corrector acts on every attempt.
+
+        Batches are noisy, so whole fifths of the budget are compared, each the mean of every batch that was drawn.
+        """
+        *full, current = state.watched or ((0, 0.0, 0),)
+        if len(full) < 2 * STILL or self._progress(state.step) - state.free < STILL / BINS:
+            return None
+        if full[-1][0] != current[0] - 1 or full[-2 * STILL][0] != current[0] - 2 * STILL:
+            return None  # long attempts skip bins
+        before, late = (
+            sum(total for _, total, _ in part) / sum(count for _, _, count in part)
+            for part in (full[-2 * STILL : -STILL], full[-STILL:])
+        )
+        return late if late >= before else None
 
     def _progress(self, step: int) -> float:
         """The share of the budget that is spent."""
@@ -356,6 +369,15 @@ class Tracer:
         elif not self.kept.split:
             reason += sentence("unsplit")
         return replace(state, status=status, reason=reason)
+
+
+def _watched(watched: Watched, progress: float, value: float) -> Watched:
+    """The sums with one more value, in the bin of the budget that it falls in."""
+    index = int(progress * BINS)
+    if watched and watched[-1][0] == index:
+        *past, (_, total, count) = watched
+        return (*past, (index, total + value, count + 1))
+    return (*watched, (index, value, 1))[-2 * STILL - 1 :]
 
 
 def bind(keep: Reference | References | KeptAll | None, network: Network, seed: int) -> KeptAll:
