@@ -23,6 +23,7 @@ from isopath.trace.status import Status, sentence
 WATCH = 10  # accepted steps between two attempts to land on the objective's exact set
 BINS = 20  # of the budget, over which the objective's batch values are averaged
 STILL = 4  # bins over which the objective's mean must not have fallen for a trace to stop
+ENOUGH = 20  # batches at least in each of the means compared
 SETTLED = 0.05  # share of its first value at which an objective that no longer falls counts as converged
 LANDING = 0.5  # share of the budget before which a trace does not land on its objective's exact set
 FLAT = 1e-4  # cosine between tangent and gradient under which nothing is left to follow
@@ -336,10 +337,10 @@ class Tracer:
             return None
         if full[-1][0] != current[0] - 1 or full[-2 * STILL][0] != current[0] - 2 * STILL:
             return None  # long attempts skip bins
-        before, late = (
-            sum(total for _, total, _ in part) / sum(count for _, _, count in part)
-            for part in (full[-2 * STILL : -STILL], full[-STILL:])
-        )
+        parts = full[-2 * STILL : -STILL], full[-STILL:]
+        if min(sum(count for _, _, count in part) for part in parts) < ENOUGH:
+            return None
+        before, late = (sum(total for _, total, _ in part) / sum(count for _, _, count in part) for part in parts)
         return late if late >= before else None
 
     def _progress(self, step: int) -> float:
