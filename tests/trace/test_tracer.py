@@ -11,6 +11,7 @@ import isopath as ip
 from isopath.network import Network
 from isopath.objectives import sparsity
 from isopath.trace import Backtracking, GaussNewton, Tracer
+from isopath.trace.state import State
 from isopath.trace.status import REASONS
 from networks import CASES, Case, build, drift, mlp, outputs, x
 
@@ -391,3 +392,18 @@ def test_a_trace_on_cuda_holds_the_tolerance(dtype):
     path = ip.trace(model, case.reference(), objective, TOLERANCE, max_steps=20, keep_waypoints="all")
     for step in path.steps:
         assert drift(path.model(step), case, kept) <= TOLERANCE * (1 + 1e-3)
+
+
+def test_a_trace_goes_on_while_the_objective_falls_over_fifths_of_the_budget():
+    tracer = Tracer.of(Network(mlp()), ip.Reference(x(20, 4)), goal(), max_steps=200)
+
+    def still(values, free=0.0, step=100, count=10):
+        bins = tuple((i, count * value, count) for i, value in enumerate(values))
+        return tracer._still(State(tracer.network.start, watched=bins, free=free, step=step))
+
+    level = [1.0] * 11
+    assert still(level) == 1.0
+    assert still([1.0] * 6 + [0.9] * 5) is None  # it fell
+    assert still([1.0] * 6 + [1.1] * 5) == pytest.approx(1.1)
+    assert still(level, free=0.4) is None  # the corrector had nothing to do of late
+    assert still(level[:8]) is None and still(level, count=4) is None  # too little to go by

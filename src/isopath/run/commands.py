@@ -135,18 +135,17 @@ def _finished(job: Job, path: Trajectory, run: Path) -> Path:
         write_json(run / "run.json", {**_described(run), "title": job.title})
     page = report.write(run)
     console = Console(highlight=False)
-    print_table(metrics, console)
-    console.print(f"{path.status}: {path.reason}", soft_wrap=True)
+    print_table(metrics, console, f"{path.status}: {path.reason}")
     return page
 
 
-def print_table(metrics: Mapping[str, Any], console: Console) -> None:
-    """The final table on its side: a column per method, so that it fits a terminal."""
+def print_table(metrics: Mapping[str, Any], console: Console, ended: str | None = None) -> None:
+    """The final table on its side: a column per method, so that it fits a terminal; below it how the trace ended."""
     final = metrics.get("table") or {}
     rows, columns = final.get("rows") or [], final.get("columns") or []
     if not rows:
         return
-    table = Table("", *[str(row[0]) for row in rows])
+    table = Table("", *[str(row[0]) for row in rows], caption=ended, caption_justify="left", caption_style="")
     for i, column in enumerate(columns[1:], start=1):
         table.add_row(column, *[report.shown(row[i], column) for row in rows])
     console.print(table)

@@ -95,9 +95,7 @@ def demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
     metrics = {**read_json(out / "metrics.json"), **_findings(path, data, others)}
     write_json(out / "metrics.json", metrics)
     page = report.write(out)
-    print_table(metrics, console)
-    console.print(f"{path.status}: {path.reason}", soft_wrap=True)
-    console.print(f"The report: {page}", soft_wrap=True)
+    print_table(metrics, console, f"{path.status}: {path.reason}")
     return page
 
 
