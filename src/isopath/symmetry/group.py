@@ -1,0 +1,192 @@
+"""What may be permuted: groups of units, and where each sits in every tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """An axis of one tensor as products and sums of groups and fixed indices."""
+
+    kind: Literal["fixed", "group", "product", "sum"]
+    size: int
+    group: int = -1
+    parts: tuple[Place, ...] = ()
+
+    def groups(self) -> Iterator[int]:
+        """The groups in it."""
+        if self.kind == "group":
+            yield self.group
+        for part in self.parts:
+            yield from part.groups()
+
+    def coordinates(self, index: Tensor) -> dict[int, Tensor]:
+        """The coordinate of every group, and of every fixed parent, that has one at all positions `index`."""
+        if self.kind in ("group", "fixed"):
+            return {self.group: index} if self.group >= 0 else {}
+        if self.kind == "sum":
+            return {}
+        return {key: at for part, inner in self._walk(index) for key, at in part.coordinates(inner).items()}
+
+    def source(
+        self,
+        index: Tensor,
+        moved: Mapping[int, Tensor],
+        beside: Mapping[int, Tensor],
+        parents: Mapping[int, Sequence[int]],
+    ) -> Tensor:
+        """The positions from which a permuted axis takes its entries.
+
+        Args:
+            index: the new positions.
+            moved: each group's permutation, `(*parents, n)`.
+            beside: coordinates of groups on other axes at `index`.
+            parents: of each group.
+        """
+        if self.kind == "fixed":
+            return index
+        if self.kind == "group":
+            return moved[self.group][(*(beside[p] for p in parents[self.group]), index)]
+        if self.kind == "product":
+            beside, result = {**beside, **self.coordinates(index)}, torch.zeros_like(index)
+            for part, inner in self._walk(index):
+                result = result * part.size + part.source(inner, moved, beside, parents)
+            return result
+        result, start = torch.zeros_like(index), 0
+        for part, inner in self._walk(index):
+            here = (inner >= 0) & (inner < part.size)
+            source = part.source(inner.clamp(0, part.size - 1), moved, beside, parents)
+            result, start = torch.where(here, source + start, result), start + part.size
+        return result
+
+    def _walk(self, index: Tensor) -> Iterator[tuple[Place, Tensor]]:
+        if self.kind == "product":
+            width = self.size
+            for part in self.parts:
+                width //= part.size
+                yield part, index // width % part.size
+        elif self.kind == "sum":
+            start = 0
+            for part in self.parts:
+                yield part, index - start
+                start += part.size
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are permuted among themselves.
+
+    Attributes:
+        size: how many.
+        parents: groups (or fixed axes) on whose index the permutation may depend: units within each head.
+        shape: of its permutation, `(*parents' sizes, size)`.
+        members: names of tensors and the axis of each that it sits in.
+    """
+
+    size: int
+    parents: tuple[int, ...]
+    shape: tuple[int, ...]
+    members: tuple[tuple[str, int], ...]
+
+    @property
+    def units(self) -> int:
+        """How many units it moves in all."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """The permutations of a module's parameters and statistics that leave its function as it is.
+
+    Attributes:
+        groups: what may be permuted, parents before their children.
+        places: of every axis of every tensor that has one.
+        shapes: of all parameters.
+        frozen: axes of parameters that are not permuted (or not in all their parts), with the reason.
+    """
+
+    groups: Mapping[int, Group]
+    places: Mapping[str, tuple[Place, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
+    frozen: Mapping[tuple[str, int], str] = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        """How many units can be permuted."""
+        return sum(group.units for group in self.groups.values())
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.groups)} groups of units, {self.units} units in all"]
+        for key, group in self.groups.items():
+            within = f" within each index of {', '.join(map(str, group.parents))}" if group.parents else ""
+            lines.append(f"  {key}: {group.size} units{within}")
+            lines += [f"       {name} axis {axis}" for name, axis in group.members]
+        if self.frozen:
+            lines.append("fixed:")
+            lines += [f"  {name} axis {axis}: {why}" for (name, axis), why in self.frozen.items()]
+        return "\n".join(lines)
+
+    def applied(self, tensors: Mapping[str, Tensor], moved: Mapping[int, Tensor]) -> dict[str, Tensor]:
+        """Tensors with their axes permuted; those without a place as they are."""
+        return {name: self._gathered(name, t, moved) if name in self.places else t for name, t in tensors.items()}
+
+    def _gathered(self, name: str, tensor: Tensor, moved: Mapping[int, Tensor]) -> Tensor:
+        places = self.places[name]
+        if tensor.shape != self.shapes[name]:
+            raise ValueError(
+                f"{name!r} has shape {tuple(tensor.shape)}, expected {self.shapes[name]}: another model's?"
+            )
+        grids = []
+        for k, size in enumerate(tensor.shape):
+            shape = [1] * tensor.ndim
+            shape[k] = size
+            grids.append(torch.arange(size).reshape(shape))
+        own = [place.coordinates(grid) for place, grid in zip(places, grids)]
+        parents = {key: group.parents for key, group in self.groups.items()}
+        sources = []
+        for k, place in enumerate(places):
+            beside = {key: at for j, found in enumerate(own) if j != k for key, at in found.items()}
+            sources.append(place.source(grids[k], moved, beside, parents))
+        for k, source in enumerate(sources):
+            if source.numel() == tensor.shape[k] and source.shape[k] == tensor.shape[k]:
+                tensor = tensor.index_select(k, source.flatten().to(tensor.device))
+                sources[k] = grids[k]
+        if all(source is grid for source, grid in zip(sources, grids)):
+            return tensor
+        return tensor[tuple(source.to(tensor.device) for source in sources)]
+
+    def random(self, generator: torch.Generator) -> dict[int, Tensor]:
+        """A random element: a permutation for each group."""
+        return {key: _random(group.shape, generator) for key, group in self.groups.items()}
+
+    def identity(self) -> dict[int, Tensor]:
+        """The element that moves nothing."""
+        return {key: torch.arange(group.size).expand(group.shape).clone() for key, group in self.groups.items()}
+
+    def without(self, keys: Sequence[int]) -> Symmetries:
+        """With some groups fixed, and what depended on them too."""
+        gone = set(keys)
+        for key, group in self.groups.items():
+            if gone & set(group.parents):
+                gone.add(key)
+        rest = {key: group for key, group in self.groups.items() if key not in gone}
+        places = {name: tuple(_without(p, gone) for p in ps) for name, ps in self.places.items()}
+        places = {name: ps for name, ps in places.items() if any(set(p.groups()) for p in ps)}
+        return Symmetries(rest, places, self.shapes, self.frozen)
+
+
+def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator).argsort(-1)
+
+
+def _without(place: Place, gone: set[int]) -> Place:
+    if place.kind == "group" and place.group in gone:
+        return Place("fixed", place.size)
+    return Place(place.kind, place.size, place.group, tuple(_without(p, gone) for p in place.parts))
