@@ -189,10 +189,8 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "hellinger": lambda y, y0: 1 - (y.softmax(-1) * y0.softmax(-1)).sqrt().sum(-1),
     "bhattacharyya": lambda y, y0: -(y.softmax(-1) * y0.softmax(-1)).sqrt().sum(-1).log(),
     "kl": lambda y, y0: (y0.softmax(-1) * (y0.softmax(-1) / y.softmax(-1)).log()).sum(-1),
-    "bernoulli": lambda y, y0: (
-        F.binary_cross_entropy_with_logits(y, y0.sigmoid(), reduction="none").sum(-1)
-        - F.binary_cross_entropy_with_logits(y0, y0.sigmoid(), reduction="none").sum(-1)
-    ),
+    "bernoulli": lambda y, y0: F.binary_cross_entropy_with_logits(y, y0.sigmoid(), reduction="none").sum(-1)
+    - F.binary_cross_entropy_with_logits(y0, y0.sigmoid(), reduction="none").sum(-1),
     "squared_error": lambda y, y0: 0.5 * (y - y0).square().sum(-1),
     "cosine": lambda y, y0: 1 - F.cosine_similarity(y, y0, dim=-1),
 }

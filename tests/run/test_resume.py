@@ -166,7 +166,9 @@ def test_a_run_without_a_checkpoint_starts_from_the_beginning(
     assert_same(run, unbroken)
 
 
-def test_a_run_that_has_ended_is_only_written_anew(unbroken: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_ended_is_only_written_anew(
+    unbroken: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = rows(unbroken), waypoints(unbroken), figures(unbroken)
     assert isopath("resume", unbroken) == 0
     assert "has ended already" in capsys.readouterr().err

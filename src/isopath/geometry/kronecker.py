@@ -290,13 +290,7 @@ class _Moments:
             for values, width in ((input_values, shape[2]), (output_values, shape[1]))
         )
         return Block(
-            weight,
-            bias,
-            shape,
-            input_values,
-            input_vectors,
-            output_values,
-            output_vectors,
+            weight, bias, shape, input_values, input_vectors, output_values, output_vectors,
             tuple(lows),  # type: ignore[arg-type]
         )
 

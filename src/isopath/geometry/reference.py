@@ -131,7 +131,9 @@ class Reference:
         total = sum(batch.weight.sum().double() for batch in batches)
         if not total > 0:
             raise ValueError("the rows drawn from the reference have no weight: every one is masked or weighs zero")
-        scaled = [Batch(b.inputs, b.kept, (b.weight / total).to(b.kept.dtype), b.divergence, b.output) for b in batches]
+        scaled = [
+            Batch(b.inputs, b.kept, (b.weight / total).to(b.kept.dtype), b.divergence, b.output) for b in batches
+        ]
         return Part(network, scaled, len(index))
 
     def _raw(self, network: Network, theta: Tensor, index: Tensor) -> Iterator[Batch]:

@@ -126,13 +126,8 @@ def npz(path: StrPath, inputs: str = "x", labels: str | None = "y") -> Data:
     return _checked(file, _tensor(arrays[inputs], f"{file} key {inputs!r}"), values)
 
 
-def parquet(
-    path: StrPath,
-    inputs: str | Sequence[str],
-    labels: str | None = "label",
-    size: Size = None,
-    channels: int | None = None,
-) -> Data:
+def parquet(path: StrPath, inputs: str | Sequence[str], labels: str | None = "label", size: Size = None,
+            channels: int | None = None) -> Data:
     """Columns of a parquet file, of a glob, or of a folder of shards (in the order of their names).
 
     ``inputs``: one or several columns of numbers, float32 ``(N, columns)`` as they stand; or a column of (nested)

@@ -28,6 +28,7 @@ def span(start: int | None = None, stop: int | None = None) -> slice:
     return slice(start, stop)
 
 
+
 def found(path: Any, where: str) -> Callable[..., Any]:
     """The class or function of a dotted path or a short name.
 

@@ -84,7 +84,9 @@ class Record:
     def checkpoint(self, state: State, keeper: Keeper, seconds: float) -> None:
         """Replaces the checkpoint, then drops the waypoint files that no checkpoint names any more."""
         tensors = {
-            name: tensor for name in ("theta", "momentum", "support") if (tensor := getattr(state, name)) is not None
+            name: tensor
+            for name in ("theta", "momentum", "support")
+            if (tensor := getattr(state, name)) is not None
         }
         scalars = {name: getattr(state, name) for name in SCALARS}
         scalars["parts"] = [state.parts.metric, state.parts.check]

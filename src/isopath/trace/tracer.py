@@ -358,7 +358,9 @@ class Tracer:
         if state.rejected < self.controller.patience and state.step_length > smallest:
             return self._checked_budget(state)
         if state.why == "drift":
-            return self._ended(state, "step_too_small", "drift", length=state.step_length, tolerance=self.tolerance)
+            return self._ended(
+                state, "step_too_small", "drift", length=state.step_length, tolerance=self.tolerance
+            )
         return self._ended(state, "stationary", "objective")
 
     def _ended(self, state: State, status: Status, key: str, **values: object) -> State:
