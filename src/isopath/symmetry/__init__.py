@@ -2,6 +2,7 @@
 
 from isopath.symmetry.finder import symmetries
 from isopath.symmetry.group import Group, Symmetries
+from isopath.symmetry.matching import align
 from isopath.symmetry.permutation import Permutation
 
-__all__ = ["Group", "Permutation", "Symmetries", "symmetries"]
+__all__ = ["Group", "Permutation", "Symmetries", "align", "symmetries"]

@@ -19,7 +19,7 @@ from isopath.symmetry import arithmetic, views  # noqa: F401  their rules
 from isopath.symmetry.axes import Axis, fixed, unify
 from isopath.symmetry.axes import _factors as factors
 from isopath.symmetry.axes import _terms as terms
-from isopath.symmetry.group import Group, Place, Symmetries
+from isopath.symmetry.group import Group, Place, Site, Symmetries
 from isopath.symmetry.labels import Label, Labels
 
 TRIES = 2  # random elements that the check draws
@@ -60,7 +60,7 @@ def symmetries(model: nn.Module, example: Any, check: bool = True) -> Symmetries
         if id(buffer) in see.seen and any(axis.movable for axis in see.of(buffer)):
             tensors[name] = see.of(buffer)
     _settle(see, tensors)
-    found = _resolved(tensors, dict(names))
+    found = _resolved(tensors, names, see.sites)
     return _checked(model, example, found) if check else found
 
 
@@ -98,6 +98,7 @@ def _run(model: nn.Module, example: Any, see: Labels) -> None:
     for tensor in tree_leaves((args, kwargs)):
         if isinstance(tensor, Tensor):
             see.put(tensor, [fixed(size, "an input") for size in tensor.shape])
+            see.data.add(id(tensor))
     with torch.no_grad(), plain_kernels(recurrent=True), see:
         out = model(*args, **kwargs)
     for tensor in _tensors(out):
@@ -186,21 +187,25 @@ def _cut_parents(tensors: Mapping[str, Label]) -> bool:
 # --- the result -----------------------------------------------------------------------------------------------------
 
 
-def _resolved(tensors: Mapping[str, Label], shapes: dict[str, tuple[int, ...]]) -> Symmetries:
+def _resolved(
+    tensors: Mapping[str, Label], shapes: dict[str, tuple[int, ...]], activations: list[tuple[int, str, Label]]
+) -> Symmetries:
     number: dict[Axis, int] = {}
     members: dict[Axis, list[tuple[str, int]]] = {}
     needed = {p.find() for label in tensors.values() for axis in label for leaf in _leaves(axis) for p in leaf.parents}
 
-    def place(axis: Axis) -> Place:
+    def place(axis: Axis, known: bool = False) -> Place:
         parts = terms(axis)
         if len(parts) > 1:
-            return Place("sum", axis.find().size, -1, tuple(place(p) for p in parts))
+            return Place("sum", axis.find().size, -1, tuple(place(p, known) for p in parts))
         parts = factors(axis)
         if len(parts) > 1:
-            return Place("product", axis.find().size, -1, tuple(place(p) for p in parts))
+            return Place("product", axis.find().size, -1, tuple(place(p, known) for p in parts))
         leaf = parts[0] if parts else axis.find()
         if leaf.kind != "atom":
-            return place(leaf)
+            return place(leaf, known)
+        if known and leaf not in number:  # of no parameter
+            return Place("fixed", leaf.size)
         if leaf.size == 1 or leaf.fixed:
             return Place("fixed", leaf.size, number.setdefault(leaf, len(number)) if leaf in needed else -1)
         return Place("group", leaf.size, number.setdefault(leaf, len(number)))
@@ -226,7 +231,9 @@ def _resolved(tensors: Mapping[str, Label], shapes: dict[str, tuple[int, ...]]) 
                 tuple(members[leaf]),
             )
     places = {name: ps for name, ps in places.items() if any(set(p.groups()) for p in ps)}
-    return Symmetries(groups, places, shapes, frozen)
+    sites = [Site(call, name, tuple(place(axis, known=True) for axis in label)) for call, name, label in activations]
+    sites = [site for site in sites if any(set(p.groups()) for p in site.places)]
+    return Symmetries(groups, places, shapes, frozen, tuple(sites))
 
 
 def _leaves(axis: Axis) -> list[Axis]:

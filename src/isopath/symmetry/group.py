@@ -102,6 +102,21 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Site:
+    """Where activations enter a contraction, or leave one.
+
+    Attributes:
+        call: number of the contraction in a forward pass.
+        argument: by which they enter, or `"out"`.
+        places: of their axes.
+    """
+
+    call: int
+    argument: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
 class Symmetries:
     """The permutations of a module's parameters and statistics that leave its function as it is.
 
@@ -110,12 +125,14 @@ class Symmetries:
         places: of every axis of every tensor that has one.
         shapes: of all parameters.
         frozen: axes of parameters that are not permuted (or not in all their parts), with the reason.
+        sites: activations in which groups appear.
     """
 
     groups: Mapping[int, Group]
     places: Mapping[str, tuple[Place, ...]]
     shapes: Mapping[str, tuple[int, ...]]
     frozen: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    sites: tuple[Site, ...] = ()
 
     @property
     def units(self) -> int:
@@ -171,15 +188,13 @@ class Symmetries:
         return {key: torch.arange(group.size).expand(group.shape).clone() for key, group in self.groups.items()}
 
     def without(self, keys: Sequence[int]) -> Symmetries:
-        """With some groups fixed, and what depended on them too."""
+        """With some groups fixed; what depends on their index still may."""
         gone = set(keys)
-        for key, group in self.groups.items():
-            if gone & set(group.parents):
-                gone.add(key)
         rest = {key: group for key, group in self.groups.items() if key not in gone}
         places = {name: tuple(_without(p, gone) for p in ps) for name, ps in self.places.items()}
         places = {name: ps for name, ps in places.items() if any(set(p.groups()) for p in ps)}
-        return Symmetries(rest, places, self.shapes, self.frozen)
+        sites = [Site(s.call, s.argument, tuple(_without(p, gone) for p in s.places)) for s in self.sites]
+        return Symmetries(rest, places, self.shapes, self.frozen, tuple(sites))
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -188,5 +203,5 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _without(place: Place, gone: set[int]) -> Place:
     if place.kind == "group" and place.group in gone:
-        return Place("fixed", place.size)
+        return Place("fixed", place.size, place.group)
     return Place(place.kind, place.size, place.group, tuple(_without(p, gone) for p in place.parts))

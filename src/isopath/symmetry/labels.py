@@ -34,6 +34,11 @@ class Call:
         return self.args[name]
 
 
+# arguments by which activations enter a contraction
+ENTERING = {
+    "aten.mm": ("self", "mat2"), "aten.bmm": ("self", "mat2"), "aten.addmm": ("mat1", "mat2"),
+    "aten.baddbmm": ("batch1", "batch2"), "aten.convolution": ("input",),
+}  # fmt: skip
 Rule = Callable[["Labels", Call], list[Label]]
 RULES: dict[str, Rule] = {}
 
@@ -64,6 +69,9 @@ class Labels(TorchDispatchMode):
         calls: names and output shapes, in order.
         seen: the labels of every tensor, with the tensor.
         coupled: pairs of axes mixed over, and axes that were there beside them.
+        data: identities of the tensors that depend on the inputs.
+        sites: where activations enter a contraction and leave it: number of the call, argument (`"out"` for what
+            leaves), label.
     """
 
     def __init__(self, buffers: Iterable[Tensor] = ()) -> None:
@@ -73,6 +81,10 @@ class Labels(TorchDispatchMode):
         self.calls: list[tuple[str, tuple[torch.Size, ...]]] = []
         self.seen: dict[int, tuple[Tensor, Label]] = {}
         self.coupled: list[tuple[Label, Label]] = []
+        self.data: set[int] = set()
+        self.sites: list[tuple[int, str, Label]] = []
+        self.contractions = 0
+        self._known: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
 
     def of(self, tensor: Tensor) -> Label:
         """The axes of a tensor."""
@@ -95,13 +107,22 @@ class Labels(TorchDispatchMode):
         """Takes note that an operator mixes along some axes, so that those beside them may not depend on their index."""
         self.coupled.append((list(mixed), list(beside)))
 
+    def site(self, call: Call, names: Iterable[str]) -> None:
+        """Takes note of the activations that enter a contraction and of what leaves it, each once."""
+        for name, tensor in [*((name, call[name]) for name in names), ("out", call.out[0])]:
+            key = tensor.data_ptr(), tensor.shape, tensor.stride()
+            if id(tensor) in self.data and key not in self._known:
+                self._known.add(key)
+                self.sites.append((self.contractions, name, self.of(tensor)))
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Runs an operator and labels what it gives."""
         kwargs = kwargs or {}
         schema = func._schema
         named = {a.name: a.default_value if a.has_default_value() else None for a in schema.arguments}
         named |= dict(zip((a.name for a in schema.arguments), args)) | kwargs
-        self.read |= {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        given = {id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        self.read |= given
         out = func(*args, **kwargs)
         tensors = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         name = "aten." + func.overloadpacket.__name__ if func.namespace == "aten" else str(func.overloadpacket)
@@ -118,6 +139,11 @@ class Labels(TorchDispatchMode):
             # one that is written in place keeps its label, unless it is a view that changes shape in place
             if torch.Tag.inplace_view in func.tags or not any(tensor is w for w in written):
                 self.put(tensor, label)
+            if given & self.data:
+                self.data.add(id(tensor))
+        if call.name in ENTERING:
+            self.site(call, ENTERING[call.name])
+            self.contractions += 1
         return out
 
 
