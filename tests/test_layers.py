@@ -11,10 +11,13 @@ ROOT = Path(isopath.__file__).parent
 LAYERS = (
     "version space network examples storage",
     "path",
+    "symmetry",
     "geometry metrics",
     "objectives",
-    "trace paths",
+    "trace",
     "evaluate",
+    "connect",
+    "paths",
     "check",
     "run.progress",  # what the verbs show; the rest of the room reads their signatures
     "verbs",

@@ -4,10 +4,12 @@
 >>> path = ip.trace(model, keep=ip.Reference(inputs), objective=ip.Task(x, y), tolerance=0.01)  # doctest: +SKIP
 """
 
-from isopath import check, metrics, objectives, paths
+from isopath import check, metrics, objectives, paths, symmetry
+from isopath.connect import along, average, barrier, connect
 from isopath.evaluate import evaluate
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Sparsity, Task, Toward
+from isopath.symmetry import Permutation, align, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import steps, trace
@@ -17,6 +19,7 @@ __all__ = [
     "Diversity",
     "NaturalGradient",
     "NullSpace",
+    "Permutation",
     "Penalised",
     "Reference",
     "Sparsity",
@@ -24,11 +27,18 @@ __all__ = [
     "Toward",
     "Trajectory",
     "__version__",
+    "align",
+    "along",
+    "average",
+    "barrier",
     "check",
+    "connect",
     "evaluate",
     "metrics",
     "objectives",
     "paths",
     "steps",
+    "symmetries",
+    "symmetry",
     "trace",
 ]

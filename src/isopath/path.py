@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,12 @@ class PolyChain(Path):
         share = (t * total - before) / max(float(lengths[piece]), 1e-300)
         return torch.lerp(self.points[piece], self.points[piece + 1], share)
 
+    def weights(self, t: float) -> list[float]:
+        """The share of each point where the pieces take equal parts of [0, 1]; they sum to one."""
+        pieces = max(1, len(self.points) - 1)
+        at = min(int(t * pieces), pieces - 1)
+        return [max(0.0, 1 - abs(t * pieces - k)) if at <= k <= at + 1 else 0.0 for k in range(len(self.points))]
+
     def _vertices(self, points: int) -> Sequence[Tensor]:
         return self.points
 
@@ -91,3 +98,32 @@ class Segment(PolyChain):
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         super().__init__((a, b))
+
+
+@dataclass(frozen=True, eq=False)
+class Bezier(Path):
+    """A Bezier curve Σ C(n, k) tᵏ (1 - t)ⁿ⁻ᵏ pₖ of degree n, its ends exact.
+
+    Args:
+        points: the control points, at least two, `(P,)` each.
+    """
+
+    points: Sequence[Tensor]
+
+    def __post_init__(self) -> None:
+        if len(self.points) < 2:
+            raise ValueError(f"a Bezier curve needs at least 2 control points, got {len(self.points)}")
+
+    def __call__(self, t: float) -> Tensor:
+        t = check_unit(t)
+        if t in (0, 1):
+            return self.points[-int(t)].clone()
+        total = torch.zeros_like(self.points[0])
+        for weight, point in zip(self.weights(t), self.points):
+            total.add_(point, alpha=weight)
+        return total
+
+    def weights(self, t: float) -> list[float]:
+        """The share of each control point at `t`; they sum to one."""
+        n = len(self.points) - 1
+        return [math.comb(n, k) * t**k * (1 - t) ** (n - k) for k in range(n + 1)]

@@ -1,6 +1,7 @@
-"""Paths: `Segment`, `PolyChain`, `Trajectory`."""
+"""Paths: `Segment`, `PolyChain`, `Bezier`, `Curve`, `Trajectory`."""
 
-from isopath.path import Path, PolyChain, Segment
+from isopath.connect.curve import Curve
+from isopath.path import Bezier, Path, PolyChain, Segment
 from isopath.trace.trajectory import Trajectory
 
-__all__ = ["Path", "PolyChain", "Segment", "Trajectory"]
+__all__ = ["Bezier", "Curve", "Path", "PolyChain", "Segment", "Trajectory"]

@@ -1,0 +1,154 @@
+"""Two independently trained networks, joined: barriers of the straight line before and after alignment.
+
+MNIST and CIFAR-10 multilayer perceptrons (three hidden layers of 512), deep narrow ones (10 and 5 hidden layers of 128,
+with and without batch norm), a residual network, and TinyTen-like convolutions with trained curves. Three pairs each;
+25 points in t; test sets. CIFAR-10 images are a JPEG copy: published figures give orientation.
+
+    python -m benchmarks.connect --data DATA
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import isopath as ip
+from benchmarks import methods
+from benchmarks.harness import RESULTS, arguments, run, table
+from isopath.connect import reestimated, repaired
+from isopath.run import data as files
+
+CACHE = Path("runs") / "benchmarks"
+MATCHED = 5000  # training images that alignment and running statistics read
+
+
+def mlp(inputs: int, width: int, depth: int, norm: bool = False) -> nn.Module:
+    """`depth` hidden layers of `width`, with ReLU and perhaps batch norm."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for i in range(depth):
+        layers += [nn.Linear(inputs if i == 0 else width, width), *([nn.BatchNorm1d(width)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is trained, on what, and how it is joined.
+
+    Attributes:
+        build: the network.
+        data: `"mnist"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
+        epochs, rate, size: of Adam with a linear decay.
+        methods: of alignment.
+        repair: activation variances are repaired between the ends.
+    """
+
+    build: Callable[[], nn.Module]
+    data: str
+    epochs: int
+    rate: float = 1e-3
+    size: int = 128
+    methods: tuple[str, ...] = ("unaligned", "activations", "weights")
+    repair: bool = False
+
+
+PROTOCOLS = {
+    "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5),
+    "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5),
+    "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, repair=True),
+}
+
+
+@cache
+def loaded(root: Path, name: str, train: bool) -> methods.Pair:
+    """Images and labels, standardised for CIFAR-10."""
+    if name == "mnist":
+        found = files.mnist(root, "MNIST", train)
+        assert found.labels is not None
+        return found.inputs, found.labels
+    stored = CACHE / f"cifar-{'train' if train else 'test'}.safetensors"
+    if not stored.exists():
+        found = files.parquet(root / f"cifar10/plain_text/{'train' if train else 'test'}-*.parquet", inputs="img")
+        assert found.labels is not None
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": (found.inputs * 255).round().byte(), "y": found.labels}, stored)
+    tensors = load_file(stored)
+    x = tensors["x"].float() / 255
+    mean, deviation = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
+    x = (x - mean[:, None, None]) / deviation[:, None, None]
+    return (F.avg_pool2d(x, 2) if name == "cifar16" else x), tensors["y"]
+
+
+def trained(name: str, p: Protocol, seed: int, train: methods.Pair) -> nn.Module:
+    """A network of its own seed, cached."""
+    path = CACHE / f"{name}-{seed}.safetensors"
+    torch.manual_seed(seed)
+    model = p.build()
+    if path.exists():
+        model.load_state_dict(load_file(path))
+        return model.eval()
+    stream, optimiser = methods.batches(train, p.size, seed), torch.optim.Adam(model.parameters(), p.rate)
+    steps = p.epochs * len(train[0]) // p.size
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = p.rate * (1 - step / steps)
+        x, y = next(stream)
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), path)
+    return model.eval()
+
+
+def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[str, Any]:
+    """The straight line between networks `2 seed` and `2 seed + 1`, the second aligned."""
+    train, test = (loaded(root, p.data, part) for part in (True, False))
+    a, b = (trained(name, p, 2 * seed + i, train) for i in (0, 1))
+    x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:MATCHED]]
+    if method != "unaligned":
+        b = ip.align(a, b, x, method=method, seed=seed)(b)
+    curve, task = ip.connect(a, b, curve="segment"), ip.Task(*test, batch_size=1000)
+    profile = ip.along(curve, task, data=x)
+    middle = curve.model(0.5, x)
+    if p.repair:
+        middle = reestimated(repaired(middle, (a, b), 0.5, x), x)
+    ends = [100 * float(profile.accuracy[i] or 0) for i in (0, -1)]
+    return {
+        "ends": sum(ends) / 2,
+        "barrier": profile.barrier,
+        "accuracy_barrier": 100 * profile.accuracy_barrier,
+        "middle": 100 * float(ip.evaluate(middle, task).accuracy or 0),
+        "loss": list(profile.loss),
+        "accuracy": list(profile.accuracy),
+    }
+
+
+def main() -> None:
+    """Runs what is missing and prints the tables."""
+    args, texts = arguments(__doc__ or ""), []
+    for name, p in PROTOCOLS.items():
+        if args.only and name not in args.only:
+            continue
+        rows = []
+        for method in p.methods:
+            for seed in args.seeds:
+                fixed = {"epochs": p.epochs, "rate": p.rate, "size": p.size, "matched": MATCHED}
+                rows.append(run(f"connect/{name}", method, seed, fixed, args, partial(joined, name, p, args.data, method, seed)))
+        columns = ["ends", "middle", "barrier", "accuracy_barrier", "seconds"]
+        texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
+    text = "\n\n".join(texts)
+    if not args.only:
+        (RESULTS / "connect.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
