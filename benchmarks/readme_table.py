@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+LINES = {
+    "mnist_mlp": "MNIST, 3 × 512", "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512", "mnist_deep_norm": "MNIST, 10 × 128 with batch norm",
+    "mnist_deep_repair": "MNIST, 5 × 128, variances repaired",
+}  # fmt: skip
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -26,7 +30,7 @@ def spread(numbers: Sequence[float], digits: int = 2) -> str:
 
 
 def main() -> None:
-    """Two tables."""
+    """The tables."""
     names = {
         "trace": "**isopath trace**", "penalised": "Bhattacharyya penalty", "replay": "replay with labels",
         "backtracking": "gradient descent, backtracking on drift", "fine_tuning": "plain fine-tuning",
@@ -39,6 +43,8 @@ def main() -> None:
         if not row[0]:
             continue
         print(f"| {name} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 5)} |")
+    row = [values("mnist_to_fashion/exchange", "penalised-1000", key) for key in ("mnist", "fashion", "drift")]
+    print(f"| the penalty with weight 1,000 | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 5)} |")
     print("\n| MLP, MNIST → MNIST turned by 90° | kept | old at new = 85 % | old at new = 90 % |\n|---|---|---|---|")
     for kept in (2048, 128):
         row = [values("rotated_mnist", f"trace-{kept}", f"old_at_{target}") for target in (85, 90)]
@@ -49,6 +55,11 @@ def main() -> None:
     print(f"| {what} | {gains[0]} | {gains[1]} (descent, backtracking) |")
     scores = [spread(values("from_scratch", method, "accuracy")) for method in ("trace", "sgd")]
     print(f"| MNIST test accuracy from random weights, nothing kept, % | {scores[0]} | {scores[1]} (tuned SGD) |")
+    print("\n| straight line between two networks | ends, % | middle, % | rise of the loss |\n|---|---|---|---|")
+    for protocol, what in LINES.items():
+        for method in ("unaligned", "activations", "weights"):
+            row = [values(f"connect/{protocol}", method, key) for key in ("ends", "middle", "barrier")]
+            print(f"| {what}, {method} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 4)} |")
 
 
 if __name__ == "__main__":
