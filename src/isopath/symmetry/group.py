@@ -27,6 +27,14 @@ class Place:
         for part in self.parts:
             yield from part.groups()
 
+    def terms(self) -> Iterator[Place]:
+        """What it is a sum of."""
+        if self.kind == "sum":
+            for part in self.parts:
+                yield from part.terms()
+        else:
+            yield self
+
     def coordinates(self, index: Tensor) -> dict[int, Tensor]:
         """The coordinate of every group, and of every fixed parent, that has one at all positions `index`."""
         if self.kind in ("group", "fixed"):
@@ -173,7 +181,10 @@ class Symmetries:
             sources.append(place.source(grids[k], moved, beside, parents))
         for k, source in enumerate(sources):
             if source.numel() == tensor.shape[k] and source.shape[k] == tensor.shape[k]:
-                tensor = tensor.index_select(k, source.flatten().to(tensor.device))
+                if not torch.equal(source, grids[k]):
+                    at, last = source.to(tensor.device), k == tensor.ndim - 1
+                    # index_select copies one number at a time along the last axis, and blocks along the others
+                    tensor = tensor.gather(k, at.expand_as(tensor)) if last else tensor.index_select(k, at.flatten())
                 sources[k] = grids[k]
         if all(source is grid for source, grid in zip(sources, grids)):
             return tensor

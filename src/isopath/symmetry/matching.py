@@ -94,8 +94,8 @@ class Similarity(Protocol):
     def permute(self, moved: Mapping[int, Tensor]) -> None:
         """Permutes the second network."""
 
-    def total(self) -> float:
-        """What is maximised, as the second network is permuted now."""
+    def total(self, key: int | None = None) -> float:
+        """What is maximised, as the second network is permuted now; with `key`, the part in which that group appears."""
 
     @property
     def scale(self) -> float:
@@ -146,9 +146,10 @@ class Weights:
         names = {name for key in moving for name in self.members[key]}
         self.b |= self.found.applied({name: self.b[name] for name in names}, moved)
 
-    def total(self) -> float:
-        """<θ_a, Pθ_b> over the parameters that move."""
-        return sum(float((self.a[n].double() * self.b[n].double()).sum()) for n in self.a)
+    def total(self, key: int | None = None) -> float:
+        """<θ_a, Pθ_b> over the parameters that move, or those with one group."""
+        names = self.a if key is None else self.members[key]
+        return sum(float(torch.linalg.vecdot(self.a[n].flatten(), self.b[n].flatten()).double()) for n in names)
 
     @property
     def scale(self) -> float:
@@ -252,7 +253,7 @@ class Activations:
                 width = self.found.groups[child].size
                 self._pairs[key, child] = value[:, (moved[key].unsqueeze(-1) * width + moved[child]).flatten()]
 
-    def total(self) -> float:
+    def total(self, key: int | None = None) -> float:
         """The summed correlation of units with those that they are matched to."""
         return sum(float(value.diagonal(dim1=-2, dim2=-1).sum()) for value in self._pairs.values())
 
@@ -346,23 +347,37 @@ class Descent:
         self.children = {
             key: [c for c, group in found.groups.items() if group.parents == (key,)] for key in found.groups
         }
+        together = [{k for place in places for k in place.groups()} for places in found.places.values()]
+        self.neighbours = {key: set().union(*(names for names in together if key in names)) for key in found.groups}
+        self.coupled = {  # groups that meet themselves in a parameter: their assignment is not a linear problem
+            key
+            for key in found.groups
+            for places in found.places.values()
+            if sum(key in place.groups() for place in places) > 1
+            or any(list(term.groups()).count(key) > 1 for place in places for term in place.terms())
+        }
 
     def run(self, sweeps: int) -> Permutation:
         """The permutation found; never one with a smaller total than the identity's."""
-        current, start = Permutation.identity(self.found), self._total()
-        current = self._settled(current)
+        start = self._total()
+        current = self._settled(Permutation.identity(self.found))
         generator, keys = torch.Generator().manual_seed(self.seed), list(self.found.groups)
-        value = self._total()
+        stale = set(keys)  # groups of which a neighbour has moved since their own turn
         for _ in range(sweeps):
             for i in torch.randperm(len(keys), generator=generator).tolist():
-                current = self._improved(keys[i], current)
-            before, value = value, self._total()
-            if value <= before + 1e-12 * max(1.0, abs(before)):
+                if keys[i] not in stale:
+                    continue
+                stale.discard(keys[i])
+                moved = self._better(keys[i])
+                if moved is not None:
+                    current = self._apply(moved, current)
+                    stale |= {k for key in moved for k in self.neighbours[key]} - {keys[i]}
+            if not stale:
                 break
-        return current if value >= start else Permutation.identity(self.found)
+        return current if self._total() >= start else Permutation.identity(self.found)
 
-    def _total(self) -> float:
-        return sum(share * score.total() for share, score in self.scores)
+    def _total(self, key: int | None = None) -> float:
+        return sum(share * score.total(key) for share, score in self.scores)
 
     def _settled(self, current: Permutation) -> Permutation:
         """A first guess from the inputs on: each group by what connects it to groups matched before."""
@@ -383,20 +398,22 @@ class Descent:
                 total = share * found if total is None else total + share * found
         return total
 
-    def _improved(self, key: int, current: Permutation) -> Permutation:
+    def _better(self, key: int) -> dict[int, Tensor] | None:
+        """A move of one group, and of those that depend on it, which raises the total; `None` if there is none."""
         pairs = self._pairs(key)
-        if self.children[key]:
-            moved = self._jointly(key, pairs)
-        elif pairs is not None:
-            moved = {key: assigned(pairs)}
-        else:
-            return current
-        before = self._total()
-        after = self._apply(moved, current)
-        if self._total() < before - 1e-12 * max(1.0, abs(before)):  # units that feed themselves: not a linear problem
-            back = Permutation(self.found, {**self.found.identity(), **moved}).inverse()
-            return self._apply(back.moved, after)
-        return after
+        if pairs is None and not self.children[key]:
+            return None
+        moved = self._jointly(key, pairs) if self.children[key] else {key: assigned(pairs)}  # type: ignore[arg-type]
+        if all(torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)) for index in moved.values()):
+            return None
+        if key not in self.coupled:
+            return moved  # the assignment is optimal, and its gain is the total's
+        before, identity = self._total(key), Permutation.identity(self.found)
+        self._apply(moved, identity)
+        gain = self._total(key) - before
+        step = Permutation(self.found, {**identity.moved, **moved})
+        self._apply(step.inverse().moved, identity)
+        return moved if gain > 1e-12 * max(1.0, abs(before)) else None
 
     def _jointly(self, key: int, pairs: Tensor | None) -> dict[int, Tensor]:
         """A group and those that depend on its index: the best assignment within every pair, then of the pairs."""
