@@ -1,8 +1,8 @@
 """Two independently trained networks, joined: barriers of the straight line before and after alignment.
 
 MNIST and CIFAR-10 multilayer perceptrons (three hidden layers of 512), deep narrow ones (10 and 5 hidden layers of 128,
-with and without batch norm), a residual network, and TinyTen-like convolutions with trained curves. Three pairs each;
-25 points in t; test sets. CIFAR-10 images are a JPEG copy: published figures give orientation.
+with and without batch norm). Three pairs each; 25 points in t; test sets. CIFAR-10 images are a JPEG copy: published
+figures give orientation.
 
     python -m benchmarks.connect --data DATA
 """
@@ -22,7 +22,7 @@ from torch import nn
 
 import isopath as ip
 from benchmarks import methods
-from benchmarks.harness import RESULTS, arguments, run, table
+from benchmarks.harness import JOINED, RESULTS, arguments, run, table
 from isopath.connect import reestimated, repaired
 from isopath.run import data as files
 
@@ -45,7 +45,8 @@ class Protocol:
     Attributes:
         build: the network.
         data: `"mnist"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
-        epochs, rate, size: of Adam with a linear decay.
+        epochs, rate, decay, size: of training, by AdamW or SGD with Nesterov's momentum 0.9; the rate rises over a
+            tenth of the steps and falls to zero in a straight line.
         methods: of alignment.
         repair: activation variances are repaired between the ends.
     """
@@ -53,17 +54,19 @@ class Protocol:
     build: Callable[[], nn.Module]
     data: str
     epochs: int
+    optimiser: str = "adamw"
     rate: float = 1e-3
+    decay: float = 0.0
     size: int = 128
-    methods: tuple[str, ...] = ("unaligned", "activations", "weights")
+    methods: tuple[str, ...] = ("unaligned", "activations", "weights", "mixed")
     repair: bool = False
 
 
 PROTOCOLS = {
     "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
-    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5),
-    "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5),
-    "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, repair=True),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5),
+    "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
+    "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
 }
 
 
@@ -95,10 +98,14 @@ def trained(name: str, p: Protocol, seed: int, train: methods.Pair) -> nn.Module
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    stream, optimiser = methods.batches(train, p.size, seed), torch.optim.Adam(model.parameters(), p.rate)
-    steps = p.epochs * len(train[0]) // p.size
+    stream, steps = methods.batches(train, p.size, seed), p.epochs * len(train[0]) // p.size
+    optimiser: torch.optim.Optimizer = (
+        torch.optim.SGD(model.parameters(), p.rate, momentum=0.9, weight_decay=p.decay, nesterov=True)
+        if p.optimiser == "sgd"
+        else torch.optim.AdamW(model.parameters(), p.rate, weight_decay=p.decay)
+    )
     for step in range(steps):
-        optimiser.param_groups[0]["lr"] = p.rate * (1 - step / steps)
+        optimiser.param_groups[0]["lr"] = p.rate * min(1, 10 * (step + 1) / steps) * (1 - step / steps)
         x, y = next(stream)
         optimiser.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -140,8 +147,12 @@ def main() -> None:
         rows = []
         for method in p.methods:
             for seed in args.seeds:
-                fixed = {"epochs": p.epochs, "rate": p.rate, "size": p.size, "matched": MATCHED}
-                rows.append(run(f"connect/{name}", method, seed, fixed, args, partial(joined, name, p, args.data, method, seed)))
+                fixed = {
+                    "epochs": p.epochs, "optimiser": p.optimiser, "rate": p.rate, "decay": p.decay, "size": p.size,
+                    "matched": MATCHED,
+                }  # fmt: skip
+                work = partial(joined, name, p, args.data, method, seed)
+                rows.append(run(f"connect/{name}", method, seed, fixed, args, work, JOINED))
         columns = ["ends", "middle", "barrier", "accuracy_barrier", "seconds"]
         texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
     text = "\n\n".join(texts)

@@ -9,7 +9,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import isopath
 RESULTS = Path(__file__).parent / "results"
 RAN = ("space", "network", "examples", "geometry", "objectives", "trace/tracer", "trace/direction", "trace/corrector",
        "trace/controller")
+JOINED = ("space", "network", "examples", "objectives", "evaluate", "path", "symmetry", "connect")
 
 
 def arguments(description: str, **extra: Any) -> argparse.Namespace:
@@ -38,10 +39,10 @@ def arguments(description: str, **extra: Any) -> argparse.Namespace:
     return args
 
 
-def fingerprint() -> str:
-    """A hash of the code that a trace runs, without comments and docstrings."""
+def fingerprint(ran: Sequence[str] = RAN) -> str:
+    """A hash of the code that a benchmark runs (by default what a trace does), without comments and docstrings."""
     root, digest = Path(isopath.__file__).parent, hashlib.sha256()
-    for name in RAN:
+    for name in ran:
         files = sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
         for file in files:
             digest.update(ast.dump(_bare(ast.parse(file.read_text(encoding="utf-8")))).encode())
@@ -59,13 +60,13 @@ def _bare(tree: ast.AST) -> ast.AST:
 
 def run(
     protocol: str, method: str, seed: int, settings: Mapping[str, Any], args: argparse.Namespace,
-    work: Callable[[], dict[str, Any]],
+    work: Callable[[], dict[str, Any]], ran: Sequence[str] = RAN,
 ) -> dict[str, Any] | None:
     """A finished result, or that of doing the work now; `None` once the time is up."""
     path = RESULTS / protocol / f"{method}-{seed}.json"
     if path.exists():
         found = json.loads(path.read_text())
-        if found["fingerprint"] == fingerprint() and found["settings"] == json.loads(json.dumps(settings)):
+        if found["fingerprint"] == fingerprint(ran) and found["settings"] == json.loads(json.dumps(settings)):
             return found
     if (time.perf_counter() - args.started) / 60 > args.budget:
         return None
@@ -73,7 +74,7 @@ def run(
     scores = work()
     row = {
         "protocol": protocol, "method": method, "seed": seed, "settings": settings, **scores,
-        "seconds": round(time.perf_counter() - began, 1), "threads": args.threads, "fingerprint": fingerprint(),
+        "seconds": round(time.perf_counter() - began, 1), "threads": args.threads, "fingerprint": fingerprint(ran),
         "command": "python -m " + " ".join(["benchmarks." + Path(sys.argv[0]).stem, *_public(sys.argv[1:])]),
         "versions": {
             "isopath": isopath.__version__, "torch": str(torch.__version__), "python": platform.python_version(),

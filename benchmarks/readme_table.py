@@ -9,9 +9,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 LINES = {
-    "mnist_mlp": "MNIST, 3 × 512", "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512", "mnist_deep_norm": "MNIST, 10 × 128 with batch norm",
+    "mnist_mlp": "MNIST, 3 × 512",
+    "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512",
+    "mnist_deep_norm": "MNIST, 10 × 128 with batch norm",
     "mnist_deep_repair": "MNIST, 5 × 128, variances repaired",
-}  # fmt: skip
+}
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -57,7 +59,7 @@ def main() -> None:
     print(f"| MNIST test accuracy from random weights, nothing kept, % | {scores[0]} | {scores[1]} (tuned SGD) |")
     print("\n| straight line between two networks | ends, % | middle, % | rise of the loss |\n|---|---|---|---|")
     for protocol, what in LINES.items():
-        for method in ("unaligned", "activations", "weights"):
+        for method in ("unaligned", "activations", "weights", "mixed"):
             row = [values(f"connect/{protocol}", method, key) for key in ("ends", "middle", "barrier")]
             print(f"| {what}, {method} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 4)} |")
 

@@ -120,7 +120,9 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"'0.weight': \(8, 4\) and \(5, 4\)"):
         ip.connect(a, nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), curve="segment")
     for options, message in (
-        ({"curve": "spline"}, "curve must be"), ({"sampling": "even"}, "sampling must be"), ({"bends": 0}, "bends must be"),
+        ({"curve": "spline"}, "curve must be"),
+        ({"sampling": "even"}, "sampling must be"),
+        ({"bends": 0}, "bends must be"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             ip.connect(a, b, TASK, **options)

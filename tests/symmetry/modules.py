@@ -406,7 +406,6 @@ class Case:
     build: Callable[[], nn.Module]
     example: Callable[[], Any]
     units: int
-    exchangeable: bool = True  # whether the group is all that there is
 
 
 def images(n: int = 2, size: int = 8, channels: int = 3) -> Callable[[], Tensor]:
@@ -424,13 +423,16 @@ def mlp() -> nn.Module:
 CASES: dict[str, Case] = {
     "mlp": Case(mlp, vectors, 14),
     "conv, flatten 4 x 4, linear": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 2)),
-        images(), 11,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 2)
+        ), images(), 11,
     ),
     "resnet20": Case(resnet20, images(), 3 * 4 + 3 * 8 + 3 * 16 + 4 + 8 + 16),
     "resnet20, option A": Case(lambda: resnet20("pad"), images(), 3 * 4 + 3 * 8 + 3 * 16 + 16),
     "transposed conv": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), images(), 10
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
+        ), images(), 10,
     ),
     "grouped transposed conv": Case(
         lambda: nn.Sequential(
@@ -441,14 +443,17 @@ CASES: dict[str, Case] = {
         lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3)), images(), 4 + 8
     ),
     "grouped conv": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1)),
-        images(), 4 + 8 + 12,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1)
+        ), images(), 4 + 8 + 12,
     ),
     "squeeze and excite": Case(Squeeze, images(), 12),
     "concat and residual": Case(Joined, vectors, 9),
     "pixel shuffle": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.PixelUnshuffle(2),
-                              nn.Conv2d(8, 2, 1)), images(), 3 + 2,
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.PixelUnshuffle(2),
+            nn.Conv2d(8, 2, 1),
+        ), images(), 3 + 2,
     ),
     "raw parameters": Case(Raw, vectors, 6),
     "a layer used twice": Case(Twice, vectors, 7),
@@ -463,7 +468,9 @@ CASES: dict[str, Case] = {
     "swin": Case(Swin, images(), 8 + 2 + 8 + 8 + 16),
     "convnext": Case(ConvNeXt, images(), 8 + 20),
     "shufflenet": Case(Shuffle, images(), 2 + 6 + 3),
-    "resnext": Case(lambda: bottlenecks((1, 1), 8, 3, groups=4), images(2, 32), 8 + (4 + 8 + 8) + 32 + (4 + 16 + 16) + 64),
+    "resnext": Case(
+        lambda: bottlenecks((1, 1), 8, 3, groups=4), images(2, 32), 8 + (4 + 8 + 8) + 32 + (4 + 16 + 16) + 64
+    ),
     "densenet": Case(Dense, images(), 8 + 4 + 4 + 4 + 10),
     "googlenet": Case(Inception, images(), 6 + 4 + 3 + 5 + 2 + 3 + 4),
     "mobilenet": Case(Mobile, images(), 6 + 36),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -76,8 +77,8 @@ def connect(
     """A curve of low loss between two networks (Garipov et al. 2018, arXiv 1802.10026).
 
     The ends stay as they are; the points between are trained by Adam, its rate going down in a straight line, on the
-    objective at one random t per step: they minimise its mean over the curve. Normalisation layers use the statistics of
-    each batch meanwhile. Align the networks first (`align`), or give the permutation.
+    objective at one random t per step: they minimise its mean over the curve. Normalisation layers use the statistics
+    of each batch meanwhile. Align the networks first (`align`), or give the permutation.
 
     Args:
         model_a: the network at t = 0.
@@ -157,7 +158,7 @@ def _at_length(path: Bezier | PolyChain, share: float) -> float:
     """The t at which a share of the arc length is behind."""
     grid = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
     points = [_combined(path.points, path.weights(float(t))) for t in grid]
-    lengths = torch.tensor([0.0, *(float((b - a).norm()) for a, b in zip(points, points[1:]))]).double().cumsum(0)
+    lengths = torch.tensor([0.0, *(float((b - a).norm()) for a, b in pairwise(points))]).double().cumsum(0)
     at = share * float(lengths[-1])
     k = min(max(int(torch.searchsorted(lengths, at)), 1), KNOTS - 1)
     inside = (at - float(lengths[k - 1])) / max(float(lengths[k] - lengths[k - 1]), 1e-300)

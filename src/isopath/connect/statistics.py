@@ -64,11 +64,13 @@ def reestimated(model: nn.Module, data: Any, batch_size: int = 256) -> nn.Module
     return twin
 
 
-def repaired(model: nn.Module, ends: tuple[nn.Module, nn.Module], t: float, data: Any, batch_size: int = 256) -> nn.Module:
+def repaired(
+    model: nn.Module, ends: tuple[nn.Module, nn.Module], t: float, data: Any, batch_size: int = 256
+) -> nn.Module:
     """A copy in which every hidden unit has the mean and the deviation that lie between those of two networks.
 
-    REPAIR (Jordan et al. 2022, arXiv 2211.08403): between two networks activations lose variance, layer after layer. Each
-    linear or convolution layer but the last has its units rescaled and shifted, in order, so that over the data
+    REPAIR (Jordan et al. 2022, arXiv 2211.08403): between two networks activations lose variance, layer after layer.
+    Each linear or convolution layer but the last has its units rescaled and shifted, in order, so that over the data
     E[z] = (1 - t) E[z_a] + t E[z_b] and likewise for the standard deviation. Layers without a bias are only rescaled.
 
     Args:
@@ -85,11 +87,10 @@ def repaired(model: nn.Module, ends: tuple[nn.Module, nn.Module], t: float, data
         (mean_a, deviation_a), (mean_b, deviation_b) = (target[name] for target in targets)
         goal, spread = torch.lerp(mean_a, mean_b, t), torch.lerp(deviation_a, deviation_b, t)
         ratio = torch.where(deviation > 1e-12, spread / deviation.clamp_min(1e-12), 1.0)
-        layer = twin.get_submodule(name)
-        weight, bias = layer.weight, layer.bias
+        weight, bias = (getattr(twin.get_submodule(name), part) for part in ("weight", "bias"))
         with torch.no_grad():
-            weight.mul_(ratio.to(weight).reshape(-1, *[1] * (weight.ndim - 1)))  # type: ignore[operator]
-            if isinstance(bias, Tensor):
+            weight.mul_(ratio.to(weight).reshape(-1, *[1] * (weight.ndim - 1)))
+            if bias is not None:
                 bias.copy_((bias - mean.to(bias)) * ratio.to(bias) + goal.to(bias))
     return twin
 

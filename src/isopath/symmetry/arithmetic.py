@@ -12,9 +12,9 @@ from isopath.symmetry.labels import Call, Label, Labels, rule
 from isopath.symmetry.views import parts
 
 
-@rule("add", "copy", "where", "masked_fill", "_prelu_kernel", "lerp", "addcmul", "addcdiv", "fill", "nan_to_num", "hardswish",
-      "hardsigmoid", "hardtanh", "elu", "celu", "leaky_relu", "mish", "silu", "gelu", "softplus", "softshrink", "hardshrink",
-      "threshold", "log_sigmoid_forward", "clamp", "relu6")  # fmt: skip
+@rule("add", "copy", "where", "masked_fill", "_prelu_kernel", "lerp", "addcmul", "addcdiv", "fill", "nan_to_num",
+      "hardswish", "hardsigmoid", "hardtanh", "elu", "celu", "leaky_relu", "mish", "silu", "gelu", "softplus",
+      "softshrink", "hardshrink", "threshold", "log_sigmoid_forward", "clamp", "relu6")  # fmt: skip
 def pointwise(see: Labels, call: Call) -> list[Label]:
     """Axes that broadcast against each other move together."""
     out = call.out[0]
@@ -131,7 +131,7 @@ def reduction(see: Labels, call: Call) -> list[Label]:
 
 
 @rule("max", "min")
-def extreme(see: Labels, call: Call) -> list[Label] | None:
+def extreme(see: Labels, call: Call) -> list[Label]:
     """The largest entry along an axis and where it is: a place is a number, so the axis is fixed."""
     if "other" in call.args:
         return pointwise(see, call)
@@ -176,13 +176,11 @@ def batch_norm(see: Labels, call: Call) -> list[Label]:
         if tensor is not None:
             found = see.statistics(tensor) if name.startswith("running") else see.of(tensor)
             unify(label[1], found[0], call.name)
-    found = []
-    for tensor in call.out[1:]:
-        found.append([label[1]] if tensor.shape == label[1:2] else [Axis(size) for size in tensor.shape])
-    return [label, *found]
+    return [label, *([Axis(size) for size in tensor.shape] for tensor in call.out[1:])]
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "avg_pool1d", "_adaptive_avg_pool2d",
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "avg_pool1d",
+      "_adaptive_avg_pool2d",
       "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest1d", "upsample_nearest2d", "upsample_bilinear2d",
       "upsample_bicubic2d", "upsample_linear1d", "_upsample_nearest_exact2d", "max_pool2d", "adaptive_avg_pool2d",
       "mkldnn_max_pool2d", "max_pool1d_with_indices")  # fmt: skip

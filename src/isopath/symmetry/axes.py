@@ -80,34 +80,34 @@ def fixed(size: int, reason: str) -> Axis:
 
 def product(axes: Sequence[Axis]) -> Axis:
     """Several axes merged into one, the first outermost."""
-    factors = [factor for axis in axes for factor in _factors(axis)]
-    if len(factors) == 1:
-        return factors[0]
-    return Axis(math.prod(factor.size for factor in factors), "product", factors)
+    parts = [factor for axis in axes for factor in factors(axis)]
+    if len(parts) == 1:
+        return parts[0]
+    return Axis(math.prod(part.size for part in parts), "product", parts)
 
 
 def total(axes: Sequence[Axis]) -> Axis:
     """Several axes joined end to end."""
-    terms = [term for axis in axes for term in _terms(axis) if term.size]
-    return terms[0] if len(terms) == 1 else Axis(sum(term.size for term in terms), "sum", terms)
+    parts = [term for axis in axes for term in terms(axis) if term.size]
+    return parts[0] if len(parts) == 1 else Axis(sum(part.size for part in parts), "sum", parts)
 
 
-def _factors(axis: Axis) -> list[Axis]:
+def factors(axis: Axis) -> list[Axis]:
+    """What it is a product of, outer to inner; nothing for an axis of size one."""
     axis = axis.find()
     if axis.kind == "product":
-        return [factor for part in axis.parts for factor in _factors(part)]
+        return [factor for part in axis.parts for factor in factors(part)]
     return [] if axis.size == 1 else [axis]
 
 
-def _terms(axis: Axis) -> list[Axis]:
+def terms(axis: Axis) -> list[Axis]:
     """What a sum is made of; a product whose outermost factor is a sum is one too."""
     axis = axis.find()
     if axis.kind == "sum":
-        return [term for part in axis.parts for term in _terms(part)]
-    factors = _factors(axis)
-    if len(factors) > 1 and factors[0].kind == "sum":
-        outer = factors[0]
-        return [product([part, *(copy(f, outer, part) for f in factors[1:])]) for part in _terms(outer)]
+        return [term for part in axis.parts for term in terms(part)]
+    outer, *inner = factors(axis) or [axis]
+    if inner and outer.kind == "sum":
+        return [product([part, *(copy(f, outer, part) for f in inner)]) for part in terms(outer)]
     return [axis]
 
 
@@ -129,14 +129,14 @@ def copy(axis: Axis, parent: Axis, part: Axis) -> Axis:
     others = {copy(p, parent, part) for p in axis.parents if p.find() is not parent}
     axis.copies[key] = found = Axis(axis.size, parents=others | ({part} if part.size > 1 else set()))
     if part.kind == "sum":
-        for term in _terms(part):
+        for term in terms(part):
             found.copies[part, term] = copy(axis, parent, term)
     return found
 
 
 def split(axis: Axis, sizes: Sequence[int], reason: str) -> list[Axis]:
     """Axes of the given sizes whose product it is; all of it becomes fixed where its own parts do not fit them."""
-    left, found = _factors(axis), []
+    left, found = factors(axis), []
     for size in sizes:
         taken: list[Axis] = []
         while (held := math.prod(f.size for f in taken)) < size:
@@ -144,7 +144,7 @@ def split(axis: Axis, sizes: Sequence[int], reason: str) -> list[Axis]:
             if size % held or not _divided(first, need, left):
                 axis.fix(reason)
                 return [fixed(s, reason) for s in sizes]
-            taken.append(first.find() if first.find().kind != "product" else _factors(first)[0])
+            taken.append(first.find() if first.find().kind != "product" else factors(first)[0])
         found.append(product(taken) if taken else Axis(1))
     return found
 
@@ -172,7 +172,7 @@ def _refined(atom: Axis, kind: Literal["product", "sum"], parts: list[Axis]) -> 
 
 def cut(axis: Axis, sizes: Sequence[int], reason: str) -> list[Axis]:
     """Axes of the given sizes whose sum it is; all of it becomes fixed where its own parts do not fit them."""
-    left, found = _terms(axis), []
+    left, found = terms(axis), []
     for size in sizes:
         taken: list[Axis] = []
         while (held := sum(t.size for t in taken)) < size:
@@ -196,7 +196,7 @@ def _cut_term(term: Axis, need: int) -> tuple[Axis, Axis] | None:
         pieces = [Axis(size, fixed=term.fixed, parents=set(term.parents)) for size in (need, term.size - need)]
         _refined(term, "sum", pieces)
         return pieces[0], pieces[1]
-    outer, *inner = _factors(term)
+    outer, *inner = factors(term)
     width = math.prod(f.size for f in inner)
     if need % width:
         return None
@@ -227,8 +227,7 @@ def unify(a: Axis, b: Axis, reason: str) -> None:
         for (parent, part), other in copies.items():
             unify(copy(b, parent, part), other, reason)
         return
-    terms = _terms(a), _terms(b)
-    if len(terms[0]) > 1 or len(terms[1]) > 1:
+    if len(terms(a)) > 1 or len(terms(b)) > 1:
         _unify_sums(a, b, reason)
         return
     _unify_products(a, b, reason)
@@ -244,13 +243,13 @@ def _unify_sums(a: Axis, b: Axis, reason: str) -> None:
 
 def _ends(axis: Axis) -> Iterator[int]:
     at = 0
-    for term in _terms(axis):
+    for term in terms(axis):
         at += term.size
         yield at
 
 
 def _unify_products(a: Axis, b: Axis, reason: str) -> None:
-    ones, others = _factors(a), _factors(b)
+    ones, others = factors(a), factors(b)
     while ones and others:
         one, other = ones[0], others[0]
         if one.size == other.size:

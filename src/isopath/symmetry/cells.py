@@ -64,7 +64,7 @@ def _apart(view: Tensor, places: list[Place], origin: list[int]) -> Iterator[Cel
         if place.kind == "sum":
             start = 0
             for part in place.parts:
-                yield from _apart(view.narrow(k, start, part.size), places[:k] + [part] + places[k + 1 :], origin)
+                yield from _apart(view.narrow(k, start, part.size), [*places[:k], part, *places[k + 1 :]], origin)
                 start += part.size
             return
     yield Cell(view, tuple(place.group for place in places), tuple(origin))

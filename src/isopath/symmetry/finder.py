@@ -16,9 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from isopath.network import _arguments as arguments_of
 from isopath.network import plain_kernels
 from isopath.symmetry import arithmetic, views  # noqa: F401  their rules
-from isopath.symmetry.axes import Axis, fixed, unify
-from isopath.symmetry.axes import _factors as factors
-from isopath.symmetry.axes import _terms as terms
+from isopath.symmetry.axes import Axis, factors, fixed, terms, unify
 from isopath.symmetry.group import Group, Place, Site, Symmetries
 from isopath.symmetry.labels import Label, Labels
 
@@ -150,7 +148,7 @@ def _settle(see: Labels, tensors: Mapping[str, Label]) -> None:
 
 
 def _beside(label: Label) -> Iterator[tuple[Axis, set[Axis]]]:
-    """Each atom that may depend on others, and what has one definite index beside it: on its own axis, or else where."""
+    """Each atom that may depend on others, and what has one definite index beside it, on its own axis or another."""
     pieces = [list(_pieces(axis)) for axis in label]
     # what lies in one piece of a concatenation has no index beside the others
     apart = [Counter(axis.inside() if len(own) == 1 else [axis.find()]) for axis, own in zip(label, pieces)]
@@ -210,7 +208,7 @@ def _resolved(
             return Place("fixed", leaf.size, number.setdefault(leaf, len(number)) if leaf in needed else -1)
         return Place("group", leaf.size, number.setdefault(leaf, len(number)))
 
-    places, frozen = {}, {}
+    places, frozen = {}, dict[tuple[str, int], str]()
     for name, label in tensors.items():
         places[name] = tuple(place(axis) for axis in label)
         for k, axis in enumerate(label):

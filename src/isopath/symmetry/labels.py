@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,14 +39,17 @@ ENTERING = {
     "aten.mm": ("self", "mat2"), "aten.bmm": ("self", "mat2"), "aten.addmm": ("mat1", "mat2"),
     "aten.baddbmm": ("batch1", "batch2"), "aten.convolution": ("input",),
 }  # fmt: skip
-Rule = Callable[["Labels", Call], list[Label]]
+Rule = Callable[["Labels", Call], list[Label] | None]  # None: not understood
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+Some = TypeVar("Some", bound=Rule)
+
+
+def rule(*names: str) -> Callable[[Some], Some]:
     """Registers what an operator (`"mm"` for `aten.mm`, every overload) does to axes."""
 
-    def registered(function: Rule) -> Rule:
+    def registered(function: Some) -> Some:
         for name in names:
             RULES[f"aten.{name}"] = function
         return function
@@ -100,11 +103,10 @@ class Labels(TorchDispatchMode):
 
     def put(self, tensor: Tensor, label: Label) -> None:
         """Labels a tensor."""
-        assert [axis.find().size for axis in label] == list(tensor.shape), (label, tensor.shape)
         self.seen[id(tensor)] = tensor, label
 
     def couple(self, mixed: Iterable[Axis], beside: Iterable[Axis]) -> None:
-        """Takes note that an operator mixes along some axes, so that those beside them may not depend on their index."""
+        """Takes note that an operator mixes along some axes: those beside them may not depend on their index."""
         self.coupled.append((list(mixed), list(beside)))
 
     def site(self, call: Call, names: Iterable[str]) -> None:
@@ -114,6 +116,16 @@ class Labels(TorchDispatchMode):
             if id(tensor) in self.data and key not in self._known:
                 self._known.add(key)
                 self.sites.append((self.contractions, name, self.of(tensor)))
+
+    def _understood(self, found: Rule | None, call: Call) -> list[Label] | None:
+        """What a rule says; `None` where there is none, or where it does not know this form of its operator."""
+        if found is None:
+            return None
+        try:
+            labels = found(self, call)
+        except (KeyError, IndexError, TypeError, ValueError, AssertionError):
+            return None
+        return labels if labels is not None and _fits(labels, call.out) else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Runs an operator and labels what it gives."""
@@ -131,9 +143,7 @@ class Labels(TorchDispatchMode):
         found = RULES.get(call.name) or RULES.get(call.name.rstrip("_"))
         if found is None and torch.Tag.pointwise in func.tags:
             found = RULES["aten.add"]
-        labels = None if found is None else found(self, call)
-        if labels is None:
-            labels = unknown(self, call)
+        labels = self._understood(found, call) or unknown(self, call)
         written = [named[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
         for tensor, label in zip(tensors, labels):
             # one that is written in place keeps its label, unless it is a view that changes shape in place
@@ -145,6 +155,11 @@ class Labels(TorchDispatchMode):
             self.site(call, ENTERING[call.name])
             self.contractions += 1
         return out
+
+
+def _fits(labels: list[Label], out: Sequence[Tensor]) -> bool:
+    sizes = [[axis.find().size for axis in label] for label in labels]
+    return all(found == list(tensor.shape) for found, tensor in zip(sizes, out))
 
 
 def unknown(see: Labels, call: Call) -> list[Label]:

@@ -40,7 +40,8 @@ def align(
     Args:
         model_a: the network that stays.
         model_b: the network whose units are permuted; neither is modified.
-        data: inputs, as a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; `"weights"` reads only their shapes.
+        data: inputs, as a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; `"weights"` reads only their
+            shapes.
         method: `"activations"` maximises the summed correlation of units over the data, group by group (neuron
             alignment, Tatro et al. 2020, arXiv 2009.02439); `"weights"` the inner product of all parameters, by
             coordinate descent over the groups (weight matching, Ainsworth et al. 2022, arXiv 2209.04836); `"mixed"` the
@@ -95,7 +96,7 @@ class Similarity(Protocol):
         """Permutes the second network."""
 
     def total(self, key: int | None = None) -> float:
-        """What is maximised, as the second network is permuted now; with `key`, the part in which that group appears."""
+        """What is maximised, as the second network is permuted now; with `key`, where that group appears."""
 
     @property
     def scale(self) -> float:
@@ -142,7 +143,7 @@ class Weights:
 
     def permute(self, moved: Mapping[int, Tensor]) -> None:
         """Permutes the second network's tensors that change."""
-        moving = {key for key, index in moved.items() if not torch.equal(index, torch.arange(index.shape[-1]).expand_as(index))}
+        moving = [key for key, index in moved.items() if not is_identity(index)]
         names = {name for key in moving for name in self.members[key]}
         self.b |= self.found.applied({name: self.b[name] for name in names}, moved)
 
@@ -169,7 +170,8 @@ def products(
                 axes = [*one.beside(at, groups[key].parents), at]
                 if any(k in groups and groups[k].parents == (key,) for k in one.keys):
                     continue
-                if done is not None and any(k in groups and k not in done and j not in axes for j, k in enumerate(one.keys)):
+                rest = {k for j, k in enumerate(one.keys) if k in groups and j not in axes}
+                if done is not None and not rest <= done:
                     continue
                 product = (one.rows(axes) @ other.rows(axes).mT).double().cpu()
             else:
@@ -206,12 +208,14 @@ class Activations:
         device = next(model_a.parameters()).device
         for rows in torch.arange(len(examples)).split(batch_size):
             inputs, _ = examples.take(rows, device)
-            for number, (one, other) in enumerate(zip(captured(model_a, inputs, sites), captured(model_b, inputs, sites))):
+            pairs = zip(captured(model_a, inputs, sites), captured(model_b, inputs, sites))
+            for number, (one, other) in enumerate(pairs):
                 self._read(sites[number], number, one, other)
         self._pairs: dict[tuple[int, int | None], Tensor] = {}
         for (key, child, _), moments in self._moments.items():
             correlation = moments.correlation()
-            self._pairs[key, child] = self._pairs[key, child] + correlation if (key, child) in self._pairs else correlation
+            before = self._pairs.get((key, child))
+            self._pairs[key, child] = correlation if before is None else before + correlation
         self._moments = {}
 
     def _read(self, site: Site, number: int, a: Tensor, b: Tensor) -> None:
@@ -317,8 +321,8 @@ class _Capture(TorchDispatchMode):
             for argument in self.wanted.get(self.number, ()):
                 if argument != "out" and argument not in ENTERING[name]:
                     raise ValueError(
-                        f"the model does other operations on these inputs than on the example (contraction {self.number} "
-                        f"is {name}); give symmetries found with an example like the data"
+                        "the model does other operations on these inputs than on the example (contraction "
+                        f"{self.number} is {name}); give symmetries found with an example like the data"
                     )
                 names = [a.name for a in func._schema.arguments]
                 self.found[self.number, argument] = out if argument == "out" else args[names.index(argument)]
@@ -404,7 +408,7 @@ class Descent:
         if pairs is None and not self.children[key]:
             return None
         moved = self._jointly(key, pairs) if self.children[key] else {key: assigned(pairs)}  # type: ignore[arg-type]
-        if all(torch.equal(index, torch.arange(index.shape[-1]).expand_as(index)) for index in moved.values()):
+        if all(map(is_identity, moved.values())):
             return None
         if key not in self.coupled:
             return moved  # the assignment is optimal, and its gain is the total's
@@ -432,6 +436,11 @@ class Descent:
         for _, score in self.scores:
             score.permute(step.moved)
         return step @ current
+
+
+def is_identity(index: Tensor) -> bool:
+    """Whether nothing changes place."""
+    return torch.equal(index, torch.arange(index.shape[-1]).expand_as(index))
 
 
 def assigned(pairs: Tensor) -> Tensor:

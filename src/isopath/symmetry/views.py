@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from isopath.symmetry.axes import Axis, copy, cut, fixed, product, split, total, unify
-from isopath.symmetry.labels import Call, Label, Labels, rule
+from isopath.symmetry.labels import Call, Label, Labels, constant, rule
 
 
 @rule(
@@ -21,8 +21,6 @@ from isopath.symmetry.labels import Call, Label, Labels, rule
     "lift",
     "dropout",
     "zero",
-    "set_data",
-    "bernoulli_",
 )
 def same(see: Labels, call: Call) -> list[Label]:
     """The same elements."""
@@ -351,8 +349,6 @@ def unfold(see: Labels, call: Call) -> list[Label]:
 )
 def made(see: Labels, call: Call) -> list[Label]:
     """A new constant, of which nothing but its shape comes from elsewhere."""
-    from isopath.symmetry.labels import constant
-
     return [constant(call.out[0])]
 
 
