@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
+METHODS = ("unaligned", "activations", "weights", "mixed")
 LINES = {
     "mnist_mlp": "MNIST, 3 × 512",
     "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512",
@@ -57,11 +58,14 @@ def main() -> None:
     print(f"| {what} | {gains[0]} | {gains[1]} (descent, backtracking) |")
     scores = [spread(values("from_scratch", method, "accuracy")) for method in ("trace", "sgd")]
     print(f"| MNIST test accuracy from random weights, nothing kept, % | {scores[0]} | {scores[1]} (tuned SGD) |")
-    print("\n| straight line between two networks | ends, % | middle, % | rise of the loss |\n|---|---|---|---|")
+    print(f"\n| middle of the line between two networks, % (rise of the loss) | ends | {' | '.join(METHODS)} |")
+    print("|---" * (len(METHODS) + 2) + "|")
     for protocol, what in LINES.items():
-        for method in ("unaligned", "activations", "weights", "mixed"):
-            row = [values(f"connect/{protocol}", method, key) for key in ("ends", "middle", "barrier")]
-            print(f"| {what}, {method} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 4)} |")
+        cells = [spread(values(f"connect/{protocol}", "unaligned", "ends"))]
+        for method in METHODS:
+            middle, rise = (values(f"connect/{protocol}", method, key) for key in ("middle", "barrier"))
+            cells.append(f"{spread(middle)} ({statistics.mean(rise):.3f})")
+        print(f"| {what} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

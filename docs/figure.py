@@ -25,7 +25,7 @@ def draw(run: Path, out: Path) -> None:
         left.plot(along["step"], [100 * v for v in values], color=colour, lw=2.4)
         left.annotate(
             f"{name}: {100 * values[-1]:.1f} %", (along["step"][-1], 100 * values[-1]),
-            (-4, -16 if colour == BLUE else -34), textcoords="offset points", ha="right", color=colour, weight="bold",
+            (-4, -34 if colour == BLUE else -52), textcoords="offset points", ha="right", color=colour, weight="bold",
         )  # fmt: skip
     left.set(xlabel="step", ylabel="test accuracy, %", ylim=(-3, 104), title="It learns 5-9 and keeps 0-4")
     steps, drift = [row["step"] for row in rows], [row["drift"] for row in rows]

@@ -1,5 +1,7 @@
 """A planted permutation is found again; nothing is ever matched worse than it was."""
 
+import os
+
 import pytest
 import torch
 from modules import CASES, mlp
@@ -8,6 +10,8 @@ from torch import nn
 
 from isopath.symmetry import Permutation, align, symmetries
 from isopath.symmetry.matching import Moments, assigned
+
+SEEDS = int(os.environ.get("SEEDS", "2"))  # of planted permutations
 
 
 def inner(a, b):
@@ -38,10 +42,10 @@ def planted(name, seed):
 @pytest.mark.parametrize("method", ["activations", "weights", "mixed"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_planted_permutation_is_undone_to_the_bit(name, method):
-    for seed in range(2):
+    if name == "shufflenet" and method == "weights":  # a local optimum at times
+        pytest.skip("coordinate descent is a heuristic where a group meets itself")
+    for seed in range(SEEDS):
         model, moved, data, groups = planted(name, seed)
-        if name == "shufflenet" and method == "weights":  # a group and its copy on one axis: a local optimum at times
-            pytest.skip("coordinate descent is a heuristic where a group meets itself")
         found = align(model, moved, data, method=method, symmetries=groups)
         before, after = model.state_dict(), found(moved).state_dict()
         assert all(torch.equal(before[key], after[key]) for key in before)

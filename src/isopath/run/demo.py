@@ -24,7 +24,7 @@ from isopath.storage import read_json, write_json, write_text
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import trace
 
-TOLERANCE, FRACTION, STEPS, BATCH, KEPT = 0.01, 0.6, 160, 64, 300
+TOLERANCE, FRACTION, STEPS, BATCH, KEPT = 0.01, 0.6, 120, 64, 300
 TITLE = "Digits 0-4 learn 5-9 and become 60 % sparse"
 CONFIG = f"""# What the demo runs, as a call:
 # ip.trace(model, keep=ip.Reference(images_of_0_to_4),  # 300 of them
