@@ -3,7 +3,15 @@ import torch
 from torch import nn
 
 import isopath as ip
-from isopath.check import check_gradient, check_metric, check_order, dense_metric, slope
+from isopath.check import (
+    check_gradient,
+    check_line,
+    check_metric,
+    check_order,
+    check_symmetry,
+    dense_metric,
+    slope,
+)
 from isopath.network import Network
 from networks import Attention, Encoder, ScaledDotProduct, build, dense, mlp, x
 
@@ -109,3 +117,40 @@ def test_check_gradient_passes_a_right_gradient_and_fails_a_wrong_one():
     model = mlp()
     assert check_gradient(ip.Task(x(9, 4), torch.arange(9) % 3), model) < 1e-6
     assert check_gradient(lambda net, theta: (theta * theta.detach()).sum(), model) > 0.3
+
+
+def perceptron(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3))
+
+
+def test_found_symmetries_are_exact_and_wrong_ones_show():
+    model, inputs = perceptron(0), x(5, 4).float()
+    found = ip.symmetries(model, inputs)
+    assert check_symmetry(model, inputs) < 1e-14
+    places = {name: place for name, place in found.places.items() if name != "3.weight"}  # columns that stay behind
+    wrong = ip.symmetry.Symmetries(found.groups, places, found.shapes)
+    assert check_symmetry(model, inputs, wrong) > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_distance_of_activations_bounds_the_barrier(seed):
+    a, b = perceptron(seed), perceptron(seed + 10)
+    inputs, labels = 3 * x(40, 4, seed=seed).float(), torch.arange(40) % 3
+    apart = check_line(a, b, inputs, labels)
+    assert apart.barrier <= apart.bound
+    near = check_line(a, ip.align(a, b, inputs)(b), inputs, labels)
+    assert near.barrier <= near.bound
+    same = check_line(a, a, inputs, labels)
+    assert same.bound == 0 and abs(same.barrier) < 1e-12
+    curve = ip.connect(a, b, curve="segment")
+    assert ip.barrier(curve, ip.Task(inputs, labels)) == pytest.approx(apart.barrier, abs=1e-5)
+
+
+def test_a_planted_permutation_has_a_bound_of_zero_once_it_is_undone():
+    a, inputs, labels = perceptron(3), x(40, 4).float(), torch.arange(40) % 3
+    b = ip.Permutation.random(ip.symmetries(a, inputs), torch.Generator().manual_seed(0))(a)
+    assert check_line(a, b, inputs, labels).bound > 0.05
+    assert check_line(a, ip.align(a, b, inputs)(b), inputs, labels).bound == 0
+    with pytest.raises(TypeError, match="Tanh"):
+        check_line(nn.Sequential(nn.Linear(4, 3), nn.Tanh()), nn.Sequential(nn.Linear(4, 3), nn.Tanh()), inputs, labels)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from isopath.geometry.gram import Gram
 from isopath.geometry.reference import Part, Reference
 from isopath.network import Network
+from isopath.symmetry import Permutation, Symmetries, symmetries
 
 LARGEST = 20_000  # parameters times outputs of a dense check
 
@@ -192,3 +195,88 @@ def check_gradient(
         difference = (objective(network, theta + step * v) - objective(network, theta - step * v)) / (2 * step)
         along = torch.dot(gradient, v)
         return float((difference - along).abs() / along.abs().clamp_min(1e-30))
+
+
+def check_symmetry(
+    model: nn.Module, example: Any, found: Symmetries | None = None, tries: int = 3, seed: int = 0
+) -> float:
+    """The largest relative change of a module's outputs, in float64, when random units are permuted.
+
+    Args:
+        model: any module, in the weights that it has; it is not modified.
+        example: its inputs.
+        found: the symmetries to try; those that are found by default.
+        tries: random elements.
+        seed: of the elements.
+    """
+    found = symmetries(model, example) if found is None else found
+    twin, generator, worst = copy.deepcopy(model).eval().double(), torch.Generator().manual_seed(seed), 0.0
+    inputs = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, example)
+    with torch.no_grad():
+        network = Network(twin)
+        before = network(network.start, inputs)
+        for _ in range(tries):
+            moved = Network(Permutation.random(found, generator)(twin))
+            change = (moved(moved.start, inputs) - before).abs().max() / before.abs().max().clamp_min(1e-300)
+            worst = max(worst, float(change))
+    return worst
+
+
+@dataclass(frozen=True)
+class LineBound:
+    """How much the cross-entropy can rise on the straight line between two networks, and how much it does.
+
+    Attributes:
+        barrier: the largest rise above the line between the ends' losses.
+        bound: what the distance of the two networks' activations allows, for every labelling of the inputs.
+    """
+
+    barrier: float
+    bound: float
+
+
+def check_line(model_a: nn.Module, model_b: nn.Module, x: Tensor, y: Tensor, points: int = 25) -> LineBound:
+    """Bounds the barrier between two multilayer perceptrons by the distance of their activations.
+
+    Write h, z for what enters and leaves the linear map of a layer, Δ for the difference of the two networks, and e for
+    the distance of the activations at t from those interpolated between the ends. Then, from layer to layer,
+
+        e' <= ‖W(t)‖ e + t(1 - t) (‖ΔW Δh‖ + ‖Δz‖),
+
+    the last term only where a ReLU follows: it is 1-Lipschitz, and off from linear by at most t(1 - t)|Δz| between two
+    points. The cross-entropy is convex and √2-Lipschitz in the logits, so that it rises above the line between the ends
+    by no more than √2 times the mean of e at the output: aligned activations bound the barrier.
+
+    Args:
+        model_a, model_b: `nn.Sequential` of `Flatten`, `Linear` and `ReLU`, of the same shapes.
+        x: inputs `(N, ...)`.
+        y: labels `(N,)`.
+        points: of the grid in t.
+
+    Raises:
+        TypeError: there is another kind of layer.
+    """
+    pairs = list(zip(model_a, model_b))  # type: ignore[call-overload]
+    for layer, _ in pairs:
+        if not isinstance(layer, (nn.Flatten, nn.Linear, nn.ReLU)):
+            raise TypeError(f"the bound holds for Flatten, Linear and ReLU, got {type(layer).__name__}")
+    rises, bounds = [], []
+    with torch.no_grad():
+        for t in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
+            a = b = middle = x.flatten(1).double()
+            error = torch.zeros(len(x), dtype=torch.float64)
+            for k, (one, other) in enumerate(pairs):
+                if isinstance(one, nn.ReLU):
+                    a, b, middle = a.relu(), b.relu(), middle.relu()
+                if not isinstance(one, nn.Linear):
+                    continue
+                (wa, ca), (wb, cb) = ((m.weight.double(), m.bias.double()) for m in (one, other))
+                w, c = torch.lerp(wa, wb, t), torch.lerp(ca, cb, t)
+                mixed = ((b - a) @ (wb - wa).T).norm(dim=1)
+                a, b, middle = a @ wa.T + ca, b @ wb.T + cb, middle @ w.T + c
+                bent = (b - a).norm(dim=1) if k + 1 < len(pairs) and isinstance(pairs[k + 1][0], nn.ReLU) else 0.0
+                error = torch.linalg.matrix_norm(w, 2) * error + t * (1 - t) * (mixed + bent)
+            losses = [float(nn.functional.cross_entropy(z, y)) for z in (a, b, middle)]
+            rises.append(losses[2] - (1 - t) * losses[0] - t * losses[1])
+            bounds.append(2**0.5 * float(error.mean()))
+    return LineBound(max(rises), max(bounds))
