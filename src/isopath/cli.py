@@ -113,11 +113,13 @@ class _Format(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Types and defaults in the help, examples as they are written."""
 
     def format_help(self) -> str:
+        """The help with types as a reader calls them."""
         return super().format_help().replace("<class 'Path'>", "path").replace("Path | null", "path | null")
 
 
 class _Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raises a mistake in one line."""
         raise Mistake(f"{' '.join(message.split())} (isopath --help shows examples)") from ex
 
 

@@ -8,7 +8,8 @@ import torch
 from modules import CASES, Squeeze, mlp, resnet20
 from torch import nn
 
-from isopath.symmetry import Permutation, symmetries
+from isopath.check import check_symmetry
+from isopath.symmetry import Permutation, Symmetries, align, symmetries
 
 
 def built(name):
@@ -148,3 +149,22 @@ def test_the_table_says_what_moves_and_why_the_rest_does_not():
     assert "2.weight axis 1" in text and "0.weight axis 1: an input" in text and "4.bias axis 0: an output" in text
     heads = str(symmetries(nn.Sequential(CASES["vit"].build()), CASES["vit"].example()))
     assert "within each index of" in heads
+
+
+def test_a_table_written_by_hand():
+    torch.manual_seed(0)
+    model = mlp()
+    table = {
+        "0.weight": ("first", None), "0.bias": ("first",), "2.weight": ("second", "first"), "2.bias": ("second",),
+        "4.weight": (None, "second"),
+    }  # fmt: skip
+    given, found = Symmetries.of_table(model, table), symmetries(model, torch.randn(2, 4))
+    assert given.units == found.units == 14 and given.places == found.places
+    assert check_symmetry(model, torch.randn(3, 4), given) < 1e-14
+    moved = Permutation.random(given, torch.Generator().manual_seed(1))(model)
+    back = align(model, moved, torch.randn(2, 4), method="weights", symmetries=given)(moved)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.parameters()))
+    with pytest.raises(ValueError, match=r"'3.weight' 1 axes.*unknown"):
+        Symmetries.of_table(model, {"3.weight": ("a",)})
+    with pytest.raises(ValueError, match=r"'a' has 8 units, but axis 0 of '2.bias' 6"):
+        Symmetries.of_table(model, {"0.bias": ("a",), "2.bias": ("a",)})

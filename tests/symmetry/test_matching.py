@@ -9,7 +9,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from isopath.symmetry import Permutation, align, symmetries
-from isopath.symmetry.matching import Moments, assigned
+from isopath.symmetry.matching import assigned
+from isopath.symmetry.similarity import Moments
 
 SEEDS = int(os.environ.get("SEEDS", "2"))  # of planted permutations
 

@@ -50,11 +50,13 @@ class _Softmax(Divergence):
     scale: ClassVar[float]  # H = scale * (diag p - p pᵀ)
 
     def root(self, y: Tensor) -> Tensor:
+        """R with RᵀR = H at y."""
         p = y.softmax(-1)
         eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
         return (self.scale * p).sqrt().unsqueeze(-1) * (eye - p.unsqueeze(-2))
 
     def product(self, y: Tensor, u: Tensor) -> Tensor:
+        """H u at y."""
         p = y.softmax(-1)
         pu = p * u
         return self.scale * (pu - p * pu.sum(-1, keepdim=True))
@@ -70,6 +72,7 @@ class Hellinger(_Softmax):
     scale = 0.25
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         # exp(½ log p), not sqrt(p): the derivative of sqrt is infinite where a probability underflows to zero
         root, root0 = (0.5 * y.log_softmax(-1)).exp(), (0.5 * y0.log_softmax(-1)).exp()
         return 0.5 * (root - root0).square().sum(-1)
@@ -82,6 +85,7 @@ class KL(_Softmax):
     scale = 1.0
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         log_p, log_p0 = y.log_softmax(-1), y0.log_softmax(-1)
         z, p0 = log_p - log_p0, log_p0.exp()
         # Σp = Σp₀, so each term may be written p - p₀ - p₀z >= 0; near zero with expm1, which keeps its digits
@@ -96,6 +100,7 @@ class Bhattacharyya(_Softmax):
     scale = 0.25
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         # -log(1 - h) of the Hellinger distance h while that is small: it keeps its digits
         h = Hellinger().rows(y, y0)
         plain = -torch.logsumexp(0.5 * (y.log_softmax(-1) + y0.log_softmax(-1)), -1)
@@ -108,6 +113,7 @@ class Bernoulli(Divergence):
     name = "bernoulli"
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         p0, d = y0.sigmoid(), y - y0
         softplus = torch.nn.functional.softplus
         # log(1 + p₀(eᵈ - 1)) is the difference of the softplus terms without their cancellation
@@ -115,9 +121,11 @@ class Bernoulli(Divergence):
         return torch.where(d.abs() < 0.5, near, softplus(y) - softplus(y0) - p0 * d).sum(-1)
 
     def root(self, y: Tensor) -> Tensor:
+        """R with RᵀR = H at y."""
         return torch.diag_embed((y.sigmoid() * (-y).sigmoid()).sqrt())
 
     def product(self, y: Tensor, u: Tensor) -> Tensor:
+        """H u at y."""
         return y.sigmoid() * (-y).sigmoid() * u
 
 
@@ -127,12 +135,15 @@ class SquaredError(Divergence):
     name = "squared_error"
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         return 0.5 * (y - y0).square().sum(-1)
 
     def root(self, y: Tensor) -> Tensor:
+        """R with RᵀR = H at y."""
         return torch.eye(y.shape[-1], dtype=y.dtype, device=y.device).expand(*y.shape, y.shape[-1])
 
     def product(self, y: Tensor, u: Tensor) -> Tensor:
+        """H u at y."""
         return u
 
 
@@ -142,10 +153,12 @@ class Cosine(Divergence):
     name = "cosine"
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         unit, unit0 = torch.nn.functional.normalize(y, dim=-1), torch.nn.functional.normalize(y0, dim=-1)
         return 0.5 * (unit - unit0).square().sum(-1)
 
     def root(self, y: Tensor) -> Tensor:
+        """R with RᵀR = H at y."""
         norm = y.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
         unit = y / norm
         eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
@@ -160,6 +173,7 @@ class Custom(Divergence):
     name = "custom"
 
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
+        """d(y, y₀), one value per row."""
         flat = self.function(y.reshape(-1, y.shape[-1]), y0.reshape(-1, y.shape[-1]))
         if flat.shape != (y.shape[:-1].numel(),):
             raise ValueError(
@@ -179,6 +193,7 @@ class Custom(Divergence):
         return (0.5 * (hessian + hessian.mT)).reshape(*y.shape, y.shape[-1])
 
     def root(self, y: Tensor) -> Tensor:
+        """R with RᵀR = H at y."""
         values, vectors = torch.linalg.eigh(self.hessian(y).double())
         return (values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT).to(y.dtype)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,44 @@ class Symmetries:
     shapes: Mapping[str, tuple[int, ...]]
     frozen: Mapping[tuple[str, int], str] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
+
+    @classmethod
+    def of_table(cls, model: nn.Module, table: Mapping[str, Sequence[str | None]]) -> Symmetries:
+        """A table written by hand: for each tensor, the group that each of its axes belongs to.
+
+        It is taken as it is; `isopath.check.check_symmetry` tries it. It knows no activations: match by the weights.
+
+        Args:
+            model: the module.
+            table: names of parameters and buffers with a group's name, or `None`, for each axis.
+
+        Raises:
+            ValueError: a name is missing, or the sizes of a group's axes differ.
+        """
+        named = dict([*model.named_parameters(), *model.named_buffers()])
+        sizes: dict[str, int] = {}
+        members: dict[str, list[tuple[str, int]]] = {}
+        for name, axes in table.items():
+            if name not in named or named[name].ndim != len(axes):
+                got = f"of shape {tuple(named[name].shape)}" if name in named else "unknown"
+                raise ValueError(f"the table gives {name!r} {len(axes)} axes, but in the model it is {got}")
+            for k, group in enumerate(axes):
+                if group is not None and sizes.setdefault(group, named[name].shape[k]) != named[name].shape[k]:
+                    raise ValueError(
+                        f"group {group!r} has {sizes[group]} units, but axis {k} of {name!r} {named[name].shape[k]}"
+                    )
+                if group is not None:
+                    members.setdefault(group, []).append((name, k))
+        keys = {group: key for key, group in enumerate(sizes)}
+        groups = {keys[g]: Group(size, (), (size,), tuple(members[g])) for g, size in sizes.items()}
+        places = {
+            name: tuple(
+                Place("fixed", size) if group is None else Place("group", size, keys[group])
+                for group, size in zip(axes, named[name].shape)
+            )
+            for name, axes in table.items()
+        }
+        return cls(groups, places, {name: tuple(t.shape) for name, t in named.items()})
 
     @property
     def units(self) -> int:

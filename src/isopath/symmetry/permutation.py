@@ -141,3 +141,8 @@ class Permutation:
         """
         tensors, _ = load_tensors(Path(path))
         return cls(symmetries, {int(key): index for key, index in tensors.items()})
+
+
+def is_identity(index: Tensor) -> bool:
+    """Whether nothing changes place."""
+    return torch.equal(index, torch.arange(index.shape[-1]).expand_as(index))
