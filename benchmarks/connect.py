@@ -92,27 +92,19 @@ def loaded(root: Path, name: str, train: bool) -> methods.Pair:
 
 def trained(name: str, p: Protocol, seed: int, train: methods.Pair) -> nn.Module:
     """A network of its own seed, cached."""
-    path = CACHE / f"{name}-{seed}.safetensors"
     torch.manual_seed(seed)
-    model = p.build()
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
-    stream, steps = methods.batches(train, p.size, seed), p.epochs * len(train[0]) // p.size
-    optimiser: torch.optim.Optimizer = (
-        torch.optim.SGD(model.parameters(), p.rate, momentum=0.9, weight_decay=p.decay, nesterov=True)
-        if p.optimiser == "sgd"
-        else torch.optim.AdamW(model.parameters(), p.rate, weight_decay=p.decay)
-    )
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = p.rate * min(1, 10 * (step + 1) / steps) * (1 - step / steps)
-        x, y = next(stream)
-        optimiser.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimiser.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path)
-    return model.eval()
+    steps = p.epochs * len(train[0]) // p.size
+
+    def fit(model: nn.Module) -> None:
+        optimiser: torch.optim.Optimizer = (
+            torch.optim.SGD(model.parameters(), p.rate, momentum=0.9, weight_decay=p.decay, nesterov=True)
+            if p.optimiser == "sgd"
+            else torch.optim.AdamW(model.parameters(), p.rate, weight_decay=p.decay)
+        )
+        rising = lambda part: min(1, 10 * (part + 1 / steps)) * (1 - part)  # noqa: E731
+        methods.fitted(model, optimiser, train, p.size, steps, seed, rising)
+
+    return methods.cached(f"{name}-{seed}", p.build(), fit)
 
 
 def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[str, Any]:

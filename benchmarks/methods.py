@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from isopath.geometry.divergence import divergence_of
 from isopath.network import Network
@@ -22,6 +24,32 @@ def batches(data: Pair, size: int, seed: int) -> Iterator[Pair]:
         order = torch.randperm(len(data[0]), generator=generator)
         for rows in order[: len(order) // size * size].split(size):
             yield data[0][rows], data[1][rows]
+
+
+def cached(name: str, model: nn.Module, fit: Callable[[nn.Module], None]) -> nn.Module:
+    """The module in eval mode, trained by `fit` in place, or with the weights that it was given once before."""
+    path = Path("runs") / "benchmarks" / f"{name}.safetensors"
+    if path.exists():
+        model.load_state_dict(load_file(path))
+    else:
+        fit(model)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.state_dict(), path)
+    return model.eval()
+
+
+def fitted(
+    model: nn.Module, optimiser: torch.optim.Optimizer, data: Pair, size: int, steps: int, seed: int,
+    share: Callable[[float], float],
+) -> None:  # fmt: skip
+    """Cross-entropy on batches in train mode; `share` gives the rate at a part of the way, as a share of the first."""
+    rate, stream = optimiser.param_groups[0]["lr"], batches(data, size, seed)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = rate * share(step / steps)
+        x, y = next(stream)
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
 
 
 def adam(network: Network, theta: Tensor, loss: Callable[[Tensor], Tensor], budget: float, rate: float) -> Tensor:

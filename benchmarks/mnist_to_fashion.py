@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import isopath as ip
@@ -32,7 +30,6 @@ PROTOCOL = "mnist_to_fashion"
 BUDGET, KEPT = 60_000, 500
 START_EPOCHS = 3
 Row = dict[str, Any]
-CACHE = Path("runs") / "benchmarks"
 RATES, SIZES = (1e-3, 3e-3), (32, 64)
 OURS: list[dict[str, float]] = [{"tolerance": t, "size": b} for t in (0.02, 0.05) for b in SIZES]
 GRID: dict[str, list[dict[str, float]]] = {
@@ -57,23 +54,14 @@ def cnn() -> nn.Module:
 
 def start(seed: int, train: methods.Pair) -> nn.Module:
     """The network trained on MNIST, cached."""
-    path = CACHE / f"mnist-cnn-{seed}.safetensors"
     torch.manual_seed(seed)
-    model = cnn()
-    if path.exists():
-        model.load_state_dict(load_file(path))
-        return model.eval()
-    stream, optimiser = methods.batches(train, 128, seed), torch.optim.Adam(model.parameters(), 1e-3)
     steps = START_EPOCHS * len(train[0]) // 128
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = 1e-3 * max(0.02, 1 - step / steps)
-        x, y = next(stream)
-        optimiser.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimiser.step()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path)
-    return model.eval()
+
+    def fit(model: nn.Module) -> None:
+        optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+        methods.fitted(model, optimiser, train, 128, steps, seed, lambda part: max(0.02, 1 - part))
+
+    return methods.cached(f"mnist-cnn-{seed}", cnn(), fit)
 
 
 class Protocol:

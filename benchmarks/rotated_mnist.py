@@ -10,11 +10,9 @@ tolerance).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import isopath as ip
@@ -24,7 +22,6 @@ from isopath.network import Network
 from isopath.run import data as files
 from isopath.trace import Backtracking
 
-CACHE = Path("runs") / "benchmarks"
 SETTINGS: dict[int, dict[str, float]] = {2048: {"tolerance": 0.007}, 128: {"tolerance": 0.06}}
 BATCH, STRIDE, STEPS, COST = 512, 4, 120, 150_000
 
@@ -37,18 +34,13 @@ def mlp() -> nn.Module:
 
 def start(seed: int, train: methods.Pair) -> nn.Module:
     """Trained on MNIST with Adam for six epochs, cached."""
-    path = CACHE / f"mnist-mlp-{seed}.safetensors"
     torch.manual_seed(seed)
-    model = mlp()
-    if path.exists():
-        model.load_state_dict(load_file(path))
-    else:
+
+    def fit(model: nn.Module) -> None:
         network = Network(model)
-        theta = methods.fine_tuning(network, train, 6 * len(train[0]), seed, 1e-3)
-        network.copy_to(theta, model)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), path)
-    return model
+        network.copy_to(methods.fine_tuning(network, train, 6 * len(train[0]), seed, 1e-3), model)
+
+    return methods.cached(f"mnist-mlp-{seed}", mlp(), fit)
 
 
 def turned(data: methods.Pair) -> methods.Pair:

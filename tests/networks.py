@@ -245,3 +245,17 @@ def drift(model: nn.Module, case: Case, kept: Tensor, divergence: str = "helling
 
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-300))
+
+
+class NoForwardMode(torch.autograd.Function):
+    """sin, with a backward that can be differentiated again and no forward-mode derivative."""
+
+    @staticmethod
+    def forward(ctx, inputs):
+        ctx.save_for_backward(inputs)
+        return inputs.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inputs,) = ctx.saved_tensors
+        return grad * inputs.cos()

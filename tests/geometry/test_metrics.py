@@ -13,7 +13,7 @@ import isopath as ip
 from isopath.geometry.kinds import KINDS, metric_of
 from isopath.metrics import Combined, Exact, Gram, Identity
 from isopath.network import Network
-from networks import CASES, PLAIN, Case, build, dense, matrix, mlp, quartic, relative, x
+from networks import CASES, PLAIN, Case, NoForwardMode, build, dense, matrix, mlp, quartic, relative, x
 
 EXACT = [("exact", {}), ("exact", {"batch_size": 2}), ("gram", {}), ("gram", {"batch_size": 2})]
 
@@ -117,20 +117,6 @@ def test_a_product_does_not_depend_on_the_tangents_graph_or_grad_mode():
 # --- operators without forward mode ---------------------------------------------------------------------------------
 
 
-class NoForwardMode(torch.autograd.Function):
-    """sin, with a backward that can be differentiated again and no forward-mode derivative."""
-
-    @staticmethod
-    def forward(ctx, inputs):
-        ctx.save_for_backward(inputs)
-        return inputs.sin()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (inputs,) = ctx.saved_tensors
-        return grad * inputs.cos()
-
-
 class NeitherMode(NoForwardMode):
     @staticmethod
     @once_differentiable
@@ -173,7 +159,7 @@ class OnceOnly(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx, gradient):
         return gradient * ctx.saved_tensors[0].cos()
 

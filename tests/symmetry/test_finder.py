@@ -41,7 +41,7 @@ def test_every_known_unit_is_found_and_moving_them_changes_nothing(name):
     assert any(not torch.equal(before[key], after[key]) for key in before)
 
 
-def test_leaving_the_running_statistics_behind_is_caught():
+def test_running_statistics_left_behind_change_the_outputs():
     model, example = built("resnet20")
     found = symmetries(model, example)
     permutation = Permutation.random(found, torch.Generator().manual_seed(0))

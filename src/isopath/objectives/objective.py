@@ -67,9 +67,11 @@ class Sum(Objective):
         return total
 
     def freeze(self, step: int, seed: int) -> Sum:
+        """Every term on its own batch of the step."""
         return Sum(tuple((weight, term.freeze(step, seed)) for weight, term in self.terms))
 
     def project(self, net: Network, theta: Tensor) -> Tensor | None:
+        """The point after every term's projection in turn; `None` where no term has a set."""
         projected = None
         for _, term in self.terms:
             landed = term.project(net, theta if projected is None else projected)
@@ -77,10 +79,12 @@ class Sum(Objective):
         return projected
 
     def support(self, net: Network, theta: Tensor) -> Tensor | None:
+        """The coordinates that every term leaves free; `None` where none restricts them."""
         masks = [mask for _, term in self.terms if (mask := term.support(net, theta)) is not None]
         return torch.stack(masks).all(0) if masks else None
 
     def reached(self, net: Network, theta: Tensor) -> bool:
+        """Whether every term is finished."""
         return all(term.reached(net, theta) for _, term in self.terms)
 
     def __add__(self, other: Objective | Scalar) -> Sum:

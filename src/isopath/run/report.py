@@ -200,9 +200,11 @@ class Scale:
 
     @property
     def edge(self) -> float:
+        """Just below the upper end: where a curve that leaves the range is drawn."""
         return self.low * (self.high / self.low) ** 0.96 if self.log else self.low + 0.96 * (self.high - self.low)
 
     def axis(self) -> dict[str, Any]:
+        """The plot's axis."""
         if self.log:
             return {"type": "log", "range": [math.log10(self.low), math.log10(self.high)], "tickformat": "~g"}
         return {"type": "linear", "range": [self.low, self.high]}

@@ -58,7 +58,7 @@ def align(
         raise ValueError("align needs data: inputs to measure activations on, or for the weights at least one row")
     _same_shapes(model_a, model_b)
     examples = Examples.of(data, what="the data")
-    first, _ = examples.take(torch.arange(min(2, len(examples))))
+    first, _ = examples.take(torch.arange(min(2, len(examples))), next(model_a.parameters()).device)
     found = symmetries if symmetries is not None else find(model_a, first)
     scores: list[tuple[float, Similarity]] = []
     # units that never vary have no correlation: their weights decide
@@ -194,4 +194,3 @@ def assigned(pairs: Tensor) -> Tensor:
     flat = flat + spread * torch.eye(size, dtype=flat.dtype)
     found = [torch.from_numpy(linear_sum_assignment(matrix.numpy(), maximize=True)[1]) for matrix in flat]
     return torch.stack(found).reshape(pairs.shape[:-1])
-

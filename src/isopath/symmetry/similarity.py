@@ -40,7 +40,7 @@ class Similarity(Protocol):
 
 
 class Weights:
-    """Inner products of parameters and running statistics.
+    """Inner products of parameters.
 
     Args:
         model_a: the network that stays.

@@ -11,17 +11,7 @@ from isopath.symmetry.axes import Axis, copy, cut, fixed, product, split, total,
 from isopath.symmetry.labels import Call, Label, Labels, constant, rule
 
 
-@rule(
-    "alias",
-    "detach",
-    "clone",
-    "_to_copy",
-    "contiguous",
-    "lift_fresh",
-    "lift",
-    "dropout",
-    "zero",
-)
+@rule("alias", "detach", "clone", "_to_copy", "contiguous", "lift_fresh", "lift", "zero")
 def same(see: Labels, call: Call) -> list[Label]:
     """The same elements."""
     return [see.of(call["self"])]
