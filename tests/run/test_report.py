@@ -195,7 +195,7 @@ def test_a_cut_off_line_is_ignored_and_noted(run: Path) -> None:
     lines = (run / "history.jsonl").read_text().splitlines()
     (run / "history.jsonl").write_text("\n".join(lines[:50]) + "\n" + lines[50][:37])
     page = page_of(run)
-    assert "The last line of history.jsonl is cut off and was ignored" in page and "of 50 attempted" in page
+    assert "The last line of history.jsonl is cut off and was ignored" in page and "of 50 attempts" in page
     (run / "history.jsonl").write_text("\n".join([lines[0], "17", lines[2], "", lines[3]]) + "\n")
     assert "Unreadable lines of history.jsonl were ignored: 2." in page_of(run)
 
@@ -258,7 +258,7 @@ def test_one_attempt_and_none_accepted(tmp_path: Path) -> None:
             zip(attempts(3), ("drift", "objective", "objective"), (1.0, 2.0, math.nan))]  # fmt: skip
     page = page_of(write_run(tmp_path / "none", rows))
     assert sorted(trace["name"] for trace in traces(page)) == ["rejected: drift (1)", "rejected: objective (2)"]
-    assert "0 steps accepted of 3 attempted" in page
+    assert "0 of 3 attempts accepted" in page
     assert traces(page)[0]["marker"]["symbol"] == ["x-thin", "triangle-up"], "no objective: beyond every scale"
 
 

@@ -60,7 +60,7 @@ class Digits:
 
 
 def demo(out: Path = Path("runs/demo"), seed: int = 0) -> Path:
-    """Trains, traces, runs both baselines, prints one table and writes the report; about half a minute.
+    """Trains, traces, runs both baselines, prints one table and writes the report; in under a minute on two cores.
 
     Args:
         out: the run folder to write.
