@@ -23,19 +23,12 @@ from torch import nn
 import isopath as ip
 from benchmarks import methods
 from benchmarks.harness import JOINED, RESULTS, arguments, run, table
+from benchmarks.networks import ViT, mlp, resnet20
 from isopath.connect import reestimated, repaired
 from isopath.run import data as files
 
 CACHE = Path("runs") / "benchmarks"
 MATCHED = 5000  # training images that alignment and running statistics read
-
-
-def mlp(inputs: int, width: int, depth: int, norm: bool = False) -> nn.Module:
-    """`depth` hidden layers of `width`, with ReLU and perhaps batch norm."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for i in range(depth):
-        layers += [nn.Linear(inputs if i == 0 else width, width), *([nn.BatchNorm1d(width)] if norm else []), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
 @dataclass(frozen=True)
@@ -44,11 +37,12 @@ class Protocol:
 
     Attributes:
         build: the network.
-        data: `"mnist"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
+        data: `"mnist"`, `"fashion"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
         epochs, rate, decay, size: of training, by AdamW or SGD with Nesterov's momentum 0.9; the rate rises over a
             tenth of the steps and falls to zero in a straight line.
         methods: of alignment.
         repair: activation variances are repaired between the ends.
+        pairs: the most pairs.
     """
 
     build: Callable[[], nn.Module]
@@ -60,6 +54,7 @@ class Protocol:
     size: int = 128
     methods: tuple[str, ...] = ("unaligned", "activations", "weights", "mixed")
     repair: bool = False
+    pairs: int = 3
 
 
 PROTOCOLS = {
@@ -67,14 +62,16 @@ PROTOCOLS = {
     "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5),
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
+    "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, pairs=2),
+    "fashion_vit": Protocol(ViT, "fashion", 8, decay=0.05),
 }
 
 
 @cache
 def loaded(root: Path, name: str, train: bool) -> methods.Pair:
     """Images and labels, standardised for CIFAR-10."""
-    if name == "mnist":
-        found = files.mnist(root, "MNIST", train)
+    if name in ("mnist", "fashion"):
+        found = files.mnist(root, "MNIST" if name == "mnist" else "FashionMNIST", train)
         assert found.labels is not None
         return found.inputs, found.labels
     stored = CACHE / f"cifar-{'train' if train else 'test'}.safetensors"
@@ -138,7 +135,7 @@ def main() -> None:
             continue
         rows = []
         for method in p.methods:
-            for seed in args.seeds:
+            for seed in args.seeds[: p.pairs]:
                 fixed = {
                     "epochs": p.epochs, "optimiser": p.optimiser, "rate": p.rate, "decay": p.decay, "size": p.size,
                     "matched": MATCHED,

@@ -18,9 +18,11 @@ import torch
 import isopath
 
 RESULTS = Path(__file__).parent / "results"
-RAN = ("space", "network", "examples", "geometry", "objectives", "trace/tracer", "trace/direction", "trace/corrector",
-       "trace/controller")
-JOINED = ("space", "network", "examples", "objectives", "evaluate", "path", "symmetry", "connect")
+GROUND = ("space", "network", "examples", "objectives/objective", "objectives/task")
+RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "combined", "divergence", "exact", "factors", "gram",
+       "identity", "kinds", "kronecker", "metric", "reference", "restricted", "solvers")),
+       "objectives/sparsity", "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
+JOINED = (*GROUND, "evaluate", "path", "symmetry", "connect/curve", "connect/profile", "connect/statistics")
 
 
 def arguments(description: str, **extra: Any) -> argparse.Namespace:
@@ -40,11 +42,14 @@ def arguments(description: str, **extra: Any) -> argparse.Namespace:
 
 
 def fingerprint(ran: Sequence[str] = RAN) -> str:
-    """A hash of the code that a benchmark runs (by default what a trace does), without comments and docstrings."""
+    """A hash of the code that a benchmark runs (by default what a trace does), without comments and docstrings.
+
+    What packages export runs nothing and is left out.
+    """
     root, digest = Path(isopath.__file__).parent, hashlib.sha256()
     for name in ran:
         files = sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
-        for file in files:
+        for file in (file for file in files if file.name != "__init__.py"):
             digest.update(ast.dump(_bare(ast.parse(file.read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()[:16]
 

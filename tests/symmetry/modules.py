@@ -401,11 +401,12 @@ class Bert(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """A module, an example and the number of its units that can be permuted."""
+    """A module, an example, the number of its units that can be permuted, and of its rescalings."""
 
     build: Callable[[], nn.Module]
     example: Callable[[], Any]
     units: int
+    scalings: int
 
 
 def images(n: int = 2, size: int = 8, channels: int = 3) -> Callable[[], Tensor]:
@@ -421,60 +422,60 @@ def mlp() -> nn.Module:
 
 
 CASES: dict[str, Case] = {
-    "mlp": Case(mlp, vectors, 14),
+    "mlp": Case(mlp, vectors, 14, 1),
     "conv, flatten 4 x 4, linear": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5), nn.ReLU(), nn.Linear(5, 2)
-        ), images(), 11,
+        ), images(), 11, 2
     ),
-    "resnet20": Case(resnet20, images(), 3 * 4 + 3 * 8 + 3 * 16 + 4 + 8 + 16),
-    "resnet20, option A": Case(lambda: resnet20("pad"), images(), 3 * 4 + 3 * 8 + 3 * 16 + 16),
+    "resnet20": Case(resnet20, images(), 3 * 4 + 3 * 8 + 3 * 16 + 4 + 8 + 16, 12),
+    "resnet20, option A": Case(lambda: resnet20("pad"), images(), 3 * 4 + 3 * 8 + 3 * 16 + 16, 14),
     "transposed conv": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)
-        ), images(), 10,
+        ), images(), 10, 2
     ),
     "grouped transposed conv": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3, groups=2), nn.ReLU(), nn.Conv2d(4, 2, 1)
-        ), images(), 2 + 6 + 4,
+        ), images(), 2 + 6 + 4, 2
     ),
     "group norm": Case(
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3)), images(), 4 + 8
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 2, 3)), images(), 4 + 8, 1
     ),
     "grouped conv": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1)
-        ), images(), 4 + 8 + 12,
+        ), images(), 4 + 8 + 12, 2
     ),
-    "squeeze and excite": Case(Squeeze, images(), 12),
-    "concat and residual": Case(Joined, vectors, 9),
+    "squeeze and excite": Case(Squeeze, images(), 12, 2),
+    "concat and residual": Case(Joined, vectors, 9, 1),
     "pixel shuffle": Case(
         lambda: nn.Sequential(
             nn.Conv2d(3, 12, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.PixelUnshuffle(2),
             nn.Conv2d(8, 2, 1),
-        ), images(), 3 + 2,
+        ), images(), 3 + 2, 2
     ),
-    "raw parameters": Case(Raw, vectors, 6),
-    "a layer used twice": Case(Twice, vectors, 7),
-    "a constant buffer": Case(Scaled, vectors, 5),
-    "lstm": Case(lambda: Recurrent(nn.LSTM, 2), lambda: torch.randn(2, 4, 3), 10),
-    "gru": Case(lambda: Recurrent(nn.GRU, 1), lambda: torch.randn(2, 4, 3), 5),
-    "mixer": Case(Mixer, images(), 8 + 6 + 10),
-    "gpt": Case(lambda: GPT(False), lambda: torch.randint(11, (2, 6)), 8 + 2 * (2 + 8 + 8 + 16)),
-    "gpt, tied": Case(lambda: GPT(True), lambda: torch.randint(11, (2, 6)), 8 + 2 * (2 + 8 + 8 + 16)),
-    "vit": Case(lambda: ViT(False), images(), 8 + 2 * (2 + 8 + 8 + 16)),
-    "vit, packed": Case(lambda: ViT(True), images(), 8 + 2 + 8 + 8 + 16),
-    "swin": Case(Swin, images(), 8 + 2 + 8 + 8 + 16),
-    "convnext": Case(ConvNeXt, images(), 8 + 20),
-    "shufflenet": Case(Shuffle, images(), 2 + 6 + 3),
+    "raw parameters": Case(Raw, vectors, 6, 1),
+    "a layer used twice": Case(Twice, vectors, 7, 1),
+    "a constant buffer": Case(Scaled, vectors, 5, 1),
+    "lstm": Case(lambda: Recurrent(nn.LSTM, 2), lambda: torch.randn(2, 4, 3), 10, 0),
+    "gru": Case(lambda: Recurrent(nn.GRU, 1), lambda: torch.randn(2, 4, 3), 5, 0),
+    "mixer": Case(Mixer, images(), 8 + 6 + 10, 1),
+    "gpt": Case(lambda: GPT(False), lambda: torch.randint(11, (2, 6)), 8 + 2 * (2 + 8 + 8 + 16), 9),
+    "gpt, tied": Case(lambda: GPT(True), lambda: torch.randint(11, (2, 6)), 8 + 2 * (2 + 8 + 8 + 16), 8),
+    "vit": Case(lambda: ViT(False), images(), 8 + 2 * (2 + 8 + 8 + 16), 8),
+    "vit, packed": Case(lambda: ViT(True), images(), 8 + 2 + 8 + 8 + 16, 4),
+    "swin": Case(Swin, images(), 8 + 2 + 8 + 8 + 16, 4),
+    "convnext": Case(ConvNeXt, images(), 8 + 20, 3),
+    "shufflenet": Case(Shuffle, images(), 2 + 6 + 3, 8),
     "resnext": Case(
-        lambda: bottlenecks((1, 1), 8, 3, groups=4), images(2, 32), 8 + (4 + 8 + 8) + 32 + (4 + 16 + 16) + 64
+        lambda: bottlenecks((1, 1), 8, 3, groups=4), images(2, 32), 8 + (4 + 8 + 8) + 32 + (4 + 16 + 16) + 64, 7
     ),
-    "densenet": Case(Dense, images(), 8 + 4 + 4 + 4 + 10),
-    "googlenet": Case(Inception, images(), 6 + 4 + 3 + 5 + 2 + 3 + 4),
-    "mobilenet": Case(Mobile, images(), 6 + 36),
+    "densenet": Case(Dense, images(), 8 + 4 + 4 + 4 + 10, 11),
+    "googlenet": Case(Inception, images(), 6 + 4 + 3 + 5 + 2 + 3 + 4, 7),
+    "mobilenet": Case(Mobile, images(), 6 + 36, 0),
     "bert": Case(
-        lambda: Bert(20, 8, 2, 2), lambda: (torch.randint(20, (2, 6)), torch.ones(2, 6)), 8 + 8 + 2 * (2 + 8 + 8 + 32)
+        lambda: Bert(20, 8, 2, 2), lambda: (torch.randint(20, (2, 6)), torch.ones(2, 6)), 8 + 8 + 2 * (2 + 8 + 8 + 32), 5
     ),
 }  # fmt: skip

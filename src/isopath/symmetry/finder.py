@@ -6,12 +6,12 @@ import copy as copying
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from isopath.network import _arguments as arguments_of
 from isopath.network import plain_kernels
@@ -19,13 +19,14 @@ from isopath.symmetry import arithmetic, views  # noqa: F401  their rules
 from isopath.symmetry.axes import Axis, factors, fixed, terms, unify
 from isopath.symmetry.group import Group, Place, Site, Symmetries
 from isopath.symmetry.labels import Label, Labels
+from isopath.symmetry.rescaling import octaves, rescaled, scalings
+from isopath.symmetry.trial import Trial, alike, tensors_in
 
 TRIES = 2  # random elements that the check draws
-EXACT = 1e-9  # largest relative difference of outputs in float64 for a group to count as a symmetry
 
 
-def symmetries(model: nn.Module, example: Any, check: bool = True) -> Symmetries:
-    """Which units of a module may be permuted among themselves without any change of its outputs.
+def symmetries(model: nn.Module, example: Any, check: bool = True, rescalings: bool = True) -> Symmetries:
+    """Which units of a module may be permuted among themselves, or rescaled, without any change of its outputs.
 
     One forward pass in eval mode is watched at the level of single operators. Axes that an operator moves together are
     linked; whatever is not understood is fixed. Every group is then tried: with its biases, scales and statistics
@@ -35,6 +36,7 @@ def symmetries(model: nn.Module, example: Any, check: bool = True) -> Symmetries
         model: any module; it is not modified.
         example: its inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
         check: whether to try every group; one that fails is dropped with a warning.
+        rescalings: whether to look for positive factors of units that cancel, as across a ReLU; a backward pass more.
 
     Raises:
         ValueError: the module does other operations on a second call.
@@ -59,7 +61,9 @@ def symmetries(model: nn.Module, example: Any, check: bool = True) -> Symmetries
             tensors[name] = see.of(buffer)
     _settle(see, tensors)
     found = _resolved(tensors, names, see.sites)
-    return _checked(model, example, found) if check else found
+    trial = Trial(model, example)
+    found = _checked(trial, found) if check else found
+    return _with_scalings(trial, found) if rescalings else found
 
 
 def _names(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -99,21 +103,9 @@ def _run(model: nn.Module, example: Any, see: Labels) -> None:
             see.data.add(id(tensor))
     with torch.no_grad(), plain_kernels(recurrent=True), see:
         out = model(*args, **kwargs)
-    for tensor in _tensors(out):
+    for tensor in tensors_in(out):
         for axis in see.of(tensor):
             axis.fix("an output")
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [t for v in value for t in _tensors(v)]
-    if hasattr(value, "__dict__"):
-        return [t for v in vars(value).values() for t in _tensors(v)]
-    return [t for t in tree_leaves(value) if isinstance(t, Tensor)]
 
 
 # --- which permutations may depend on which index ------------------------------------------------------------------
@@ -241,18 +233,15 @@ def _leaves(axis: Axis) -> list[Axis]:
 # --- the check ------------------------------------------------------------------------------------------------------
 
 
-def _checked(model: nn.Module, example: Any, found: Symmetries) -> Symmetries:
+def _checked(trial: Trial, found: Symmetries) -> Symmetries:
     """The groups that hold."""
-    state, run = _randomised(model, example)
-    before = run(state)
-    generator = torch.Generator().manual_seed(0)
+    state, generator = trial.point(1), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = trial(state)
 
     def holds(some: Symmetries) -> bool:
-        after = run(some.applied(state, some.random(generator)))
-        return all(
-            torch.allclose(a, b, rtol=EXACT, atol=EXACT * float(b.abs().max().clamp_min(1e-300)), equal_nan=True)
-            for a, b in zip(after, before)
-        )
+        with torch.no_grad():
+            return alike(trial(some.applied(state, some.random(generator))), before)
 
     if all(holds(found) for _ in range(TRIES)):
         return found
@@ -269,23 +258,16 @@ def _checked(model: nn.Module, example: Any, found: Symmetries) -> Symmetries:
     return found.without(wrong)
 
 
-def _randomised(model: nn.Module, example: Any) -> Any:
-    """Parameters and buffers in float64 with nothing left at its initial value, and the function of them."""
-    twin = copying.deepcopy(model).eval().double()
-    generator = torch.Generator().manual_seed(1)
-    state = {}
-    for name, tensor in [*twin.named_parameters(), *twin.named_buffers()]:
-        value = tensor.detach()
-        if value.is_floating_point() and value.ndim <= 1 and (isinstance(tensor, nn.Parameter) or "running" in name):
-            noise = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-            value = value + noise + (0.5 if "var" in name else -0.5)
-        state[name] = value
-    args, kwargs = tree_map(
-        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, arguments_of(example)
-    )
+def _with_scalings(trial: Trial, found: Symmetries) -> Symmetries:
+    """The same with the rescalings of units that hold for large factors too."""
+    found = replace(found, scalings=scalings(found, trial.gradient))
+    state, generator = trial.point(1, fresh=True), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        before = trial(state)
 
-    def run(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        with torch.no_grad(), plain_kernels(recurrent=True):
-            return [t.double() for t in _tensors(functional_call(twin, dict(tensors), args, kwargs))]
+        def holds(some: Symmetries) -> bool:
+            return alike(trial(rescaled(state, some, octaves(some, generator))), before)
 
-    return state, run
+        if not found.scalings or holds(found):
+            return found
+        return replace(found, scalings=tuple(s for s in found.scalings if holds(replace(found, scalings=(s,)))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -125,8 +126,22 @@ class Site:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """Each unit of a group may be multiplied by a positive number of its own, where that is undone elsewhere.
+
+    Attributes:
+        group: whose units.
+        exponents: of the unit's number at each of the group's occurrences: name of the tensor, number of the cell that
+            it is taken apart into, axis of the cell. What is not there stays as it is.
+    """
+
+    group: int
+    exponents: Mapping[tuple[str, int, int], float]
+
+
+@dataclass(frozen=True)
 class Symmetries:
-    """The permutations of a module's parameters and statistics that leave its function as it is.
+    """The permutations of a module's parameters and statistics that leave its function as it is, and the rescalings.
 
     Attributes:
         groups: what may be permuted, parents before their children.
@@ -134,6 +149,7 @@ class Symmetries:
         shapes: of all parameters.
         frozen: axes of parameters that are not permuted (or not in all their parts), with the reason.
         sites: activations in which groups appear.
+        scalings: of units by positive numbers.
     """
 
     groups: Mapping[int, Group]
@@ -141,6 +157,7 @@ class Symmetries:
     shapes: Mapping[str, tuple[int, ...]]
     frozen: Mapping[tuple[str, int], str] = field(default_factory=dict)
     sites: tuple[Site, ...] = ()
+    scalings: tuple[Scaling, ...] = ()
 
     @classmethod
     def of_table(cls, model: nn.Module, table: Mapping[str, Sequence[str | None]]) -> Symmetries:
@@ -191,6 +208,9 @@ class Symmetries:
             within = f" within each index of {', '.join(map(str, group.parents))}" if group.parents else ""
             lines.append(f"  {key}: {group.size} units{within}")
             lines += [f"       {name} axis {axis}" for name, axis in group.members]
+            for scaling in (scaling for scaling in self.scalings if scaling.group == key):
+                powers = Counter((name, power) for (name, _, _), power in scaling.exponents.items())
+                lines.append("    rescaled: " + ", ".join(f"{name} {_power(power)}" for name, power in powers))
         if self.frozen:
             lines.append("fixed:")
             lines += [f"  {name} axis {axis}: {why}" for (name, axis), why in self.frozen.items()]
@@ -243,7 +263,13 @@ class Symmetries:
         places = {name: tuple(_without(p, gone) for p in ps) for name, ps in self.places.items()}
         places = {name: ps for name, ps in places.items() if any(set(p.groups()) for p in ps)}
         sites = [Site(s.call, s.argument, tuple(_without(p, gone) for p in s.places)) for s in self.sites]
-        return Symmetries(rest, places, self.shapes, self.frozen, tuple(sites))
+        scalings = tuple(scaling for scaling in self.scalings if scaling.group not in gone)
+        return Symmetries(rest, places, self.shapes, self.frozen, tuple(sites), scalings)
+
+
+def _power(power: float) -> str:
+    sign, size = ("×" if power > 0 else "/"), abs(power)
+    return f"{sign} s" if size == 1 else f"{sign} s^{size:g}"
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
