@@ -13,6 +13,7 @@ LAYERS = (
     "path",
     "symmetry",
     "geometry metrics",
+    "attacks ensemble",
     "objectives",
     "trace",
     "evaluate",

@@ -6,9 +6,10 @@
 
 from isopath import check, metrics, objectives, paths, symmetry
 from isopath.connect import along, average, barrier, connect
+from isopath.ensemble import Ensemble
 from isopath.evaluate import evaluate
 from isopath.geometry.reference import Reference
-from isopath.objectives import Diversity, Sparsity, Task, Toward
+from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
 from isopath.symmetry import Permutation, align, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
 from isopath.trace.trajectory import Trajectory
@@ -17,11 +18,13 @@ from isopath.version import __version__
 
 __all__ = [
     "Diversity",
+    "Ensemble",
     "NaturalGradient",
     "NullSpace",
     "Penalised",
     "Permutation",
     "Reference",
+    "Robust",
     "Sparsity",
     "Task",
     "Toward",

@@ -1,7 +1,34 @@
-"""Paths: `Segment`, `PolyChain`, `Bezier`, `Curve`, `Trajectory`."""
+"""Paths, and what is done along curves: `geodesic`, `alternating`, `plane`, `functional_length`, `repaired` ..."""
 
-from isopath.connect.curve import Curve
+from isopath.connect import (
+    Alternation,
+    Curve,
+    Plane,
+    Profile,
+    alternating,
+    functional_length,
+    geodesic,
+    plane,
+    reestimated,
+    repaired,
+)
 from isopath.path import Bezier, Path, PolyChain, Segment
 from isopath.trace.trajectory import Trajectory
 
-__all__ = ["Bezier", "Curve", "Path", "PolyChain", "Segment", "Trajectory"]
+__all__ = [
+    "Alternation",
+    "Bezier",
+    "Curve",
+    "Path",
+    "Plane",
+    "PolyChain",
+    "Profile",
+    "Segment",
+    "Trajectory",
+    "alternating",
+    "functional_length",
+    "geodesic",
+    "plane",
+    "reestimated",
+    "repaired",
+]

@@ -8,6 +8,7 @@ from torch import nn
 
 import isopath as ip
 from isopath.connect import reestimated
+from isopath.connect.curve import begin
 from isopath.network import Network
 from isopath.path import Bezier, PolyChain, Segment
 
@@ -130,3 +131,33 @@ def test_bad_input_is_named():
         ip.connect(a, b)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         ip.connect(a, b, curve="segment").model(1.5)
+
+
+@pytest.mark.parametrize("curve", ["bezier", "chain"])
+@pytest.mark.parametrize("stop", [0, 1, 17])
+def test_training_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(curve, stop):
+    a, b, arguments = mlp(0, True), mlp(1, True), (TASK, curve, 2, 40, 0.02, "arc", None, None, 3)
+    whole, training = begin(a, b, *arguments)
+    rows = list(training)
+    _, first = begin(a, b, *arguments)
+    before = [next(iter(first)) for _ in range(stop)]
+    state = {name: value.clone() for name, value in first.state().items()}
+    again, second = begin(a, b, *arguments)
+    second.restore(state)
+    assert before + list(second) == rows
+    assert all(torch.equal(p, q) for p, q in zip(again.path.points, whole.path.points))
+
+
+@pytest.mark.parametrize("curve", ["bezier", "chain", "segment"])
+def test_a_saved_curve_is_read_back_to_the_bit(tmp_path, curve):
+    a, b = mlp(0, True), mlp(1, True)
+    found = ip.connect(a, b, TASK, curve=curve, bends=2, steps=5)
+    found.save(tmp_path / "curve")
+    back = ip.paths.Curve.load(tmp_path / "curve", mlp(7, True))
+    for t in (0, 0.3, 1):
+        assert same(back.model(t), found.model(t))
+    assert back.history == found.history
+    with pytest.raises(FileExistsError, match="holds a curve already"):
+        found.save(tmp_path / "curve")
+    with pytest.raises(ValueError):
+        ip.paths.Curve.load(tmp_path / "curve", nn.Linear(4, 3))

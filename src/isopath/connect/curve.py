@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from isopath.connect.statistics import BatchNetwork, normalisations, reestimated
+from isopath.connect.training import Sampling, Training
+from isopath.ensemble import Ensemble
 from isopath.network import Network
 from isopath.objectives import Objective, as_objective
 from isopath.path import Bezier, Path, PolyChain, Segment, check_unit
 from isopath.space import Trainable
+from isopath.storage import load_tensors, read_json, save_tensors, write_json
 from isopath.symmetry import Permutation
 
 Kind = Literal["bezier", "chain", "segment"]
-KNOTS = 33  # points at which the arc length is measured
+KINDS: dict[str, Any] = {"bezier": Bezier, "chain": PolyChain, "segment": lambda points: Segment(*points)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,11 @@ class Curve(Path):
     ends: tuple[dict[str, Tensor], dict[str, Tensor]]
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def trainable(self) -> list[str]:
+        """Names of the parameters that move."""
+        return list(self.network.space.names)
+
     def __call__(self, t: float) -> Tensor:
         return self.path(t)
 
@@ -51,14 +58,73 @@ class Curve(Path):
             t: in [0, 1].
             data: inputs on which running statistics are estimated anew; without it they lie between those of the ends.
         """
-        module = self.network.model(self(check_unit(t)))
+        module = self.at(self(check_unit(t)), t)
+        ended = t in (0, 1)
+        return module if data is None or ended else reestimated(module, data)
+
+    def at(self, theta: Tensor, t: float) -> nn.Module:
+        """A new module with the weights `theta` and the buffers of `t`."""
+        module = self.network.model(theta)
         named = dict(module.named_buffers())
         with torch.no_grad():
             for name, a in self.ends[0].items():
                 b = self.ends[1][name]
                 named[name].copy_(torch.lerp(a, b, t) if a.is_floating_point() else (a if t < 0.5 else b))
-        ended = t in (0, 1)
-        return module if data is None or ended else reestimated(module, data)
+        return module
+
+    def ensemble(self, count: int, data: Any = None) -> Ensemble:
+        """The networks at evenly spaced t, both ends included, as one: their mean probabilities.
+
+        Points of a trained curve are good networks that differ (fast geometric ensembles, Garipov et al. 2018).
+
+        Args:
+            count: how many, at least 2.
+            data: inputs on which running statistics are estimated anew; see `model`.
+        """
+        if count < 2:
+            raise ValueError(f"an ensemble along a curve has both ends and so at least 2 networks, got {count}")
+        return Ensemble([self.model(i / (count - 1), data) for i in range(count)])
+
+    def save(self, folder: str | FilePath) -> None:
+        """Writes every control point, as a state dict in safetensors, and the kind of curve.
+
+        Raises:
+            FileExistsError: there is a curve in the folder already.
+        """
+        folder = FilePath(folder)
+        if (folder / "curve.json").exists():
+            raise FileExistsError(f"{folder} holds a curve already; give another folder")
+        assert isinstance(self.path, (Bezier, PolyChain))
+        kind = "segment" if isinstance(self.path, Segment) else "chain" if isinstance(self.path, PolyChain) else "bezier"
+        last = len(self.path.points) - 1
+        for k, point in enumerate(self.path.points):
+            buffers = {0: self.ends[0], last: self.ends[1]}.get(k, {})
+            tensors = {**self.network.space.unflatten(point), **buffers}
+            save_tensors(folder / "points" / f"{k:03d}.safetensors", tensors)
+        write_json(folder / "curve.json", {"kind": kind, "points": last + 1, "history": self.history})
+
+    @classmethod
+    def load(cls, folder: str | FilePath, model: nn.Module, trainable: Trainable = None) -> Curve:
+        """Reads what `save` wrote.
+
+        Args:
+            folder: where it was saved.
+            model: a module of the same architecture; its weights do not matter, but for those that did not move.
+            trainable: as for `connect`.
+
+        Raises:
+            FileNotFoundError: there is no curve in the folder.
+            ValueError: the points are of another model.
+        """
+        folder = FilePath(folder)
+        about = read_json(folder / "curve.json")
+        network, points, ends = Network(model, trainable), [], []
+        buffers = {name for name, _ in model.named_buffers()}
+        for k in range(about["points"]):
+            tensors, _ = load_tensors(folder / "points" / f"{k:03d}.safetensors")
+            ends.append({name: t for name, t in tensors.items() if name in buffers})
+            points.append(network.space.flatten({n: t for n, t in tensors.items() if n not in buffers}))
+        return cls(KINDS[about["kind"]](points), network, (ends[0], ends[-1]), about["history"])
 
 
 def connect(
@@ -69,7 +135,7 @@ def connect(
     bends: int = 1,
     steps: int = 1000,
     rate: float = 1e-3,
-    sampling: Literal["uniform", "arc"] = "uniform",
+    sampling: Sampling = "uniform",
     permutation: Permutation | None = None,
     trainable: Trainable = None,
     seed: int = 0,
@@ -103,6 +169,17 @@ def connect(
         raise ValueError(f"bends must be >= 1 and steps >= 0, got {bends} and {steps}")
     if sampling not in ("uniform", "arc"):
         raise ValueError(f"sampling must be 'uniform' or 'arc', got {sampling!r}")
+    begun, training = begin(
+        model_a, model_b, objective, curve, bends, steps, rate, sampling, permutation, trainable, seed
+    )
+    return begun if training is None else replace(begun, history=list(training))
+
+
+def begin(
+    model_a: nn.Module, model_b: nn.Module, objective: Objective | Any, curve: Kind, bends: int, steps: int,
+    rate: float, sampling: Sampling, permutation: Permutation | None, trainable: Trainable, seed: int,
+) -> tuple[Curve, Training | None]:  # fmt: skip
+    """The curve as it starts, and what trains it, in place; see `connect` for the arguments."""
     if permutation is not None:
         model_b = permutation(model_b)
     network, other = BatchNetwork(model_a, trainable), Network(model_b, trainable)
@@ -112,57 +189,13 @@ def connect(
     a, b = network.start, other.start
     plain = network if not normalisations(model_a) else Network(model_a, trainable)
     if curve == "segment":
-        return Curve(Segment(a, b), plain, kept)  # type: ignore[arg-type]
+        return Curve(Segment(a, b), plain, kept), None  # type: ignore[arg-type]
     if objective is None:
         raise ValueError("a curve is trained on an objective, as Task(x, y); without one there is only curve='segment'")
     points = [a, *(torch.lerp(a, b, k / (bends + 1)) for k in range(1, bends + 1)), b]
     made: Bezier | PolyChain = Bezier(points) if curve == "bezier" else PolyChain(points)
-    history = _trained(made, network, as_objective(objective), steps, rate, sampling, seed)
-    return Curve(made, plain, kept, history)  # type: ignore[arg-type]
-
-
-def _trained(
-    path: Bezier | PolyChain, network: Network, objective: Objective, steps: int, rate: float, sampling: str, seed: int
-) -> list[dict[str, float]]:
-    """Moves the points between the ends, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    inner = path.points[1:-1]
-    optimiser, history = torch.optim.Adam(inner, rate), []
-    for step in range(steps):
-        optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
-        t = float(torch.rand((), generator=generator, dtype=torch.float64))
-        if sampling == "arc":
-            t = _at_length(path, t)
-        weights = path.weights(t)
-        theta = _combined(path.points, weights).requires_grad_(True)
-        value = objective.freeze(step, seed)(network, theta)
-        (gradient,) = torch.autograd.grad(value, theta)
-        for point, weight in zip(inner, weights[1:-1]):  # dγ(t)/dp is the point's weight
-            point.grad = gradient * weight
-        optimiser.step()
-        history.append({"step": step, "t": t, "objective": float(value.detach()), "evaluations": network.evaluations})
-    for point in inner:
-        point.grad = None
-    return history
-
-
-def _combined(points: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = torch.zeros_like(points[0])
-    for weight, point in zip(weights, points):
-        if weight:
-            total.add_(point, alpha=weight)
-    return total
-
-
-def _at_length(path: Bezier | PolyChain, share: float) -> float:
-    """The t at which a share of the arc length is behind."""
-    grid = torch.linspace(0, 1, KNOTS, dtype=torch.float64)
-    points = [_combined(path.points, path.weights(float(t))) for t in grid]
-    lengths = torch.tensor([0.0, *(float((b - a).norm()) for a, b in pairwise(points))]).double().cumsum(0)
-    at = share * float(lengths[-1])
-    k = min(max(int(torch.searchsorted(lengths, at)), 1), KNOTS - 1)
-    inside = (at - float(lengths[k - 1])) / max(float(lengths[k] - lengths[k - 1]), 1e-300)
-    return float(grid[k - 1] + inside * (grid[k] - grid[k - 1]))
+    training = Training(made, network, as_objective(objective), steps, rate, sampling, seed)
+    return Curve(made, plain, kept), training  # type: ignore[arg-type]
 
 
 def _same(a: Network, b: Network) -> None:

@@ -2,6 +2,7 @@
 
 from isopath.objectives.diversity import Diversity
 from isopath.objectives.objective import Function, Objective, Sum, as_objective
+from isopath.objectives.robust import Robust
 from isopath.objectives.sparsity import Sparsity, prunable, sparsity
 from isopath.objectives.task import Task
 from isopath.objectives.toward import Toward
@@ -10,6 +11,7 @@ __all__ = [
     "Diversity",
     "Function",
     "Objective",
+    "Robust",
     "Sparsity",
     "Sum",
     "Task",

@@ -221,8 +221,8 @@ def _arguments(target: Callable[..., Any], given: Tree, where: str) -> Tree:
     if given is not None and not isinstance(given, Mapping):
         raise ConfigError(f"{where} must be a mapping of arguments or a list of positional ones, got {said(given)}")
     parameters, given = dict(signature.parameters), given or {}
-    if target is Task:
-        del parameters["index"]  # a task's own, for the batch of a step
+    if isinstance(target, type) and issubclass(target, Task):
+        parameters.pop("index", None)  # a task's own, for the batch of a step
         data = inspect.Parameter("data", inspect.Parameter.KEYWORD_ONLY)
         both = {name: p for name, p in parameters.items() if name not in ("x", "y")}
         parameters = {"data": data, **both} if "x" not in given else parameters

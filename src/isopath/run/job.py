@@ -82,11 +82,12 @@ def _own(target: Any) -> bool:
 
 def _unpacked(target: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """The readers give inputs and labels together; a task takes both, everything else the inputs."""
-    if target is Task and isinstance(arguments.get("data", arguments.get("x")), Data):
+    task = isinstance(target, type) and issubclass(target, Task)
+    if task and isinstance(arguments.get("data", arguments.get("x")), Data):
         data = arguments.pop("data", None) or arguments["x"]
         arguments = {"y": data.labels, **arguments, "x": data.inputs}
         arguments["y"] = data.labels if arguments["y"] is None else arguments["y"]
-    elif target is Task and "data" in arguments:
+    elif task and "data" in arguments:
         arguments["x"] = arguments.pop("data")
     return {key: value.inputs if isinstance(value, Data) else value for key, value in arguments.items()}
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from isopath.run.hints import said
 
-TOP = ("Reference", "Task", "Sparsity", "Toward", "Diversity", "NaturalGradient", "NullSpace", "Penalised")
+TOP = ("Reference", "Task", "Robust", "Sparsity", "Toward", "Diversity", "NaturalGradient", "NullSpace", "Penalised")
 SHORT: dict[str, str] = {
     **dict.fromkeys(TOP, "isopath"),
     **dict.fromkeys(("GaussNewton", "Backtracking"), "isopath.trace"),
     **dict.fromkeys(("digits", "mnist", "idx", "npz", "parquet", "image_folder"), "isopath.run.data"),
+    "PGD": "isopath.attacks",
     "span": "isopath.run.names",
 }
 

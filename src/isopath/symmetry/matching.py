@@ -63,7 +63,7 @@ def align(
     scores: list[tuple[float, Similarity]] = []
     # units that never vary have no correlation: their weights decide
     shares = {"activations": TIES, "weights": 1.0, "mixed": weight}
-    scores.append((shares[method], Weights(model_a, model_b, found)))
+    scores.append((shares[method], Weights(*(dict(m.named_parameters()) for m in (model_a, model_b)), found)))
     if method != "weights":
         share = 1.0 if method == "activations" else 1 - weight
         scores.append((share, Activations(model_a, model_b, found, examples, on, batch_size)))
@@ -106,10 +106,16 @@ class Descent:
             or any(list(term.groups()).count(key) > 1 for place in places for term in place.terms())
         }
 
-    def run(self, sweeps: int) -> Permutation:
-        """The permutation found; never one with a smaller total than the identity's."""
+    def run(self, sweeps: int, settle: bool = True) -> Permutation:
+        """The permutation found; never one with a smaller total than the identity's.
+
+        Args:
+            sweeps: the most passes over all groups.
+            settle: whether to begin with a guess from the inputs on (weights alone), or else with the identity.
+        """
         start = self._total()
-        current = self._settled(Permutation.identity(self.found))
+        current = Permutation.identity(self.found)
+        current = self._settled(current) if settle else current
         generator, keys = torch.Generator().manual_seed(self.seed), list(self.found.groups)
         stale = set(keys)  # groups of which a neighbour has moved since their own turn
         for _ in range(sweeps):

@@ -43,15 +43,14 @@ class Weights:
     """Inner products of parameters.
 
     Args:
-        model_a: the network that stays.
-        model_b: the network that is permuted.
+        a: of the network that stays, by name.
+        b: of the network that is permuted.
         found: which units may move.
     """
 
-    def __init__(self, model_a: nn.Module, model_b: nn.Module, found: Symmetries) -> None:
+    def __init__(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor], found: Symmetries) -> None:
         self.found = found
-        named = [{n: t.detach() for n, t in m.named_parameters() if n in found.places} for m in (model_a, model_b)]
-        self.a, self.b = named
+        self.a, self.b = ({n: t.detach() for n, t in some.items() if n in found.places} for some in (a, b))
         self.members = {
             key: [name for name in self.a if any(key in place.groups() for place in found.places[name])]
             for key in found.groups

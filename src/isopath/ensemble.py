@@ -1,0 +1,70 @@
+"""Several networks as one: their mean."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from isopath.network import Output, pick, plain_kernels
+
+Mean = Literal["probabilities", "logits"]
+
+
+class Ensemble(nn.Module):
+    """The mean of networks' predictions, one differentiable module.
+
+    Args:
+        models: at least one; they are copied, and run in eval mode.
+        mean: of `"probabilities"`: the output is log (1/M) Σ softmax f_m(x), which the cross-entropy and an attack take
+            as they take logits; or of the `"logits"`.
+        output: picks the output tensor from what a model returns (see `Network`).
+        batched: all networks in one pass by `vmap`; they must be of one architecture. On a CPU a loop is often as fast.
+
+    Raises:
+        ValueError: there is no network, or an unknown mean.
+    """
+
+    def __init__(
+        self, models: Sequence[nn.Module], mean: Mean = "probabilities", output: Output = None, batched: bool = False
+    ) -> None:
+        super().__init__()
+        if not models:
+            raise ValueError("an ensemble needs at least one network, got none")
+        if mean not in ("probabilities", "logits"):
+            raise ValueError(f"mean must be 'probabilities' or 'logits', got {mean!r}")
+        self.models = nn.ModuleList(copy.deepcopy(model) for model in models)
+        self.mean, self.output, self.batched = mean, output, batched
+        self.eval()
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """The networks stay in eval mode: an ensemble of networks in training is not the one that was built."""
+        super().train(False)
+        return self
+
+    def members(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Every network's outputs, `(M, N, C)`."""
+        with plain_kernels():
+            if not self.batched:
+                return torch.stack([pick(model(*args, **kwargs), self.output) for model in self.models])
+            parameters, buffers = stack_module_state(list(self.models))
+            template = self.models[0]
+
+            def run(parameters: Any, buffers: Any) -> Tensor:
+                return pick(functional_call(template, (parameters, buffers), args, kwargs), self.output)
+
+            return vmap(run, randomness="different")(parameters, buffers)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The mean, `(N, C)`: the inputs are those of one network."""
+        outputs = self.members(*args, **kwargs)
+        if self.mean == "logits":
+            return outputs.mean(0)
+        return outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(self))).log().to(outputs)

@@ -1,0 +1,75 @@
+"""Several networks as one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import isopath as ip
+
+
+def networks(count=3, norm=True):
+    torch.manual_seed(0)
+    made = [nn.Sequential(nn.Linear(5, 7), *([nn.BatchNorm1d(7)] if norm else []), nn.ReLU(), nn.Linear(7, 3))
+            for _ in range(count)]  # fmt: skip
+    for model in made:
+        if norm:
+            model[1].running_mean.uniform_(), model[1].running_var.uniform_(0.5, 2)
+    return [model.double() for model in made]
+
+
+X = torch.randn(11, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_it_is_the_mean_of_its_members(mean, batched):
+    models = networks()
+    before = copy.deepcopy(models[0].state_dict())
+    together = ip.Ensemble(models, mean, batched=batched)
+    outputs = torch.stack([model.eval()(X) for model in models])
+    wanted = outputs.mean(0) if mean == "logits" else outputs.softmax(-1).mean(0).log()
+    assert torch.allclose(together(X), wanted, atol=1e-12)
+    assert torch.allclose(together.train()(X), wanted, atol=1e-12)  # its members stay in eval mode
+    assert len(together) == 3
+    assert all(torch.equal(before[key], value) for key, value in models[0].state_dict().items())
+
+
+def test_gradients_reach_inputs_and_every_member():
+    together = ip.Ensemble(networks())
+    x = X.clone().requires_grad_(True)
+    together(x).square().sum().backward()
+    assert float(x.grad.abs().sum()) > 0
+    assert all(p.grad is not None for p in together.parameters())
+
+
+def test_outputs_are_picked():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(5, 3).double()
+
+        def forward(self, x):
+            return {"scores": self.a(x), "logits": 0 * self.a(x)}
+
+    models = [Named(), Named()]
+    together = ip.Ensemble(models, "logits", output="scores")
+    assert torch.allclose(together(X), (models[0].a(X) + models[1].a(X)) / 2)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match="at least one network"):
+        ip.Ensemble([])
+    with pytest.raises(ValueError, match="mean must be"):
+        ip.Ensemble(networks(), "vote")
+
+
+def test_along_a_curve_it_has_both_ends():
+    a, b = networks(2)
+    curve = ip.connect(a, b, curve="segment")
+    together = curve.ensemble(2)
+    assert torch.allclose(together(X), ip.Ensemble([a, b])(X))
+    assert len(curve.ensemble(5, data=X)) == 5
+    with pytest.raises(ValueError, match="at least 2 networks"):
+        curve.ensemble(1)
