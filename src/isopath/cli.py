@@ -42,15 +42,29 @@ def trace(config: Path, out: Path | None = None, overrides: list[str] | None = N
     print(run(config, out or _folder(config), overrides or []))
 
 
+def connect(config: Path, out: Path | None = None, overrides: list[str] | None = None) -> None:
+    """Joins the two checkpoints of a config file by a curve, the second aligned to the first, in a run folder.
+
+    Args:
+        config: a YAML file with two checkpoints and the arguments of isopath.connect.
+        out: the run folder to make; runs/NAME of the config by default.
+        overrides: of keys in the config.
+    """
+    from isopath.run.connection import connect as run
+
+    print(run(config, out or _folder(config), overrides or []))
+
+
 def resume(run: Path) -> None:
     """Goes on with a run that was stopped or killed, to the bits that it would have ended with.
 
     Args:
         run: the run folder.
     """
-    from isopath.run.commands import resume as go_on
+    from isopath.run import commands, connection
+    from isopath.run.folder import verb_of
 
-    print(go_on(run))
+    print((connection if verb_of(run) == "connect" else commands).resume(run))
 
 
 def evaluate(run: Path, step: int | None = None) -> None:
@@ -102,6 +116,18 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
         "    - {weight: 0.1, class_path: Sparsity, init_args: {fraction: 0.6}}\n"
         "  tolerance: 0.01",
     ),
+    "connect": (
+        connect,
+        "isopath connect examples/configs/joined.yaml --out runs/joined\n\n"
+        "A config names two checkpoints of one architecture, and spells the call:\n"
+        "  model: {class_path: networks.Small, init_args: {width: 32}}   # your networks.py in this folder\n"
+        "  weights_a: a.safetensors                                      # a state dict, or a run folder\n"
+        "  weights_b: b.safetensors\n"
+        "  prefixes: {module.: ''}                                       # of the names in these files\n"
+        "  data: {class_path: digits}                                    # inputs to align on\n"
+        "  objective: {class_path: Task, init_args: {data: {class_path: digits}}}\n"
+        "  evaluate: {digits: {class_path: Task, init_args: {data: {class_path: digits, init_args: {train: false}}}}}",
+    ),
     "resume": (resume, "isopath resume runs/digits"),
     "evaluate": (evaluate, "isopath evaluate runs/digits --step 0"),
     "report": (report, "isopath report runs/digits"),
@@ -138,7 +164,7 @@ def parser() -> ArgumentParser:
         says = (function.__doc__ or "").split("\n")[0]
         sub = _Parser(description=says, epilog=f"example:\n  {worked}", formatter_class=_Format)
         sub.add_function_arguments(function, as_positional=True, skip={"overrides"})
-        if name == "trace":
+        if name in ("trace", "connect"):
             says_set = "Replaces a key of the config, as in objective.1.weight=0.3; may be repeated."
             sub.add_argument("--set", dest="overrides", action="append", metavar="KEY=VALUE", help=says_set)
         verbs.add_subcommand(name, sub, help=says)
@@ -184,7 +210,7 @@ def _number(error: Exception) -> int | None:
 
 def _way_on(chosen: Namespace | None) -> str:
     """The command that goes on with an interrupted one."""
-    if chosen is None or chosen.verb not in ("trace", "resume"):
+    if chosen is None or chosen.verb not in ("trace", "connect", "resume"):
         return "start it again"
     given: Any = chosen[chosen.verb]
     run = given.run if chosen.verb == "resume" else given.out or _folder(given.config)

@@ -95,13 +95,13 @@ class Curve(Path):
         if (folder / "curve.json").exists():
             raise FileExistsError(f"{folder} holds a curve already; give another folder")
         assert isinstance(self.path, (Bezier, PolyChain))
-        kind = "segment" if isinstance(self.path, Segment) else "chain" if isinstance(self.path, PolyChain) else "bezier"
+        kinds = {Segment: "segment", PolyChain: "chain", Bezier: "bezier"}
         last = len(self.path.points) - 1
         for k, point in enumerate(self.path.points):
             buffers = {0: self.ends[0], last: self.ends[1]}.get(k, {})
             tensors = {**self.network.space.unflatten(point), **buffers}
             save_tensors(folder / "points" / f"{k:03d}.safetensors", tensors)
-        write_json(folder / "curve.json", {"kind": kind, "points": last + 1, "history": self.history})
+        write_json(folder / "curve.json", {"kind": kinds[type(self.path)], "points": last + 1, "history": self.history})
 
     @classmethod
     def load(cls, folder: str | FilePath, model: nn.Module, trainable: Trainable = None) -> Curve:

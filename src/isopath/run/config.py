@@ -1,4 +1,4 @@
-"""A config file: the arguments of `isopath.trace` in YAML, checked against the signatures, completed and built.
+"""A config file: the arguments of a verb in YAML, checked against the signatures, completed and built.
 
     model: {class_path: networks.Small, init_args: {width: 32}}      # your own class or function, or torch.nn's
     weights: small.safetensors                                       # a state dict, or a run folder
@@ -22,11 +22,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
+from isopath.connect import connect
 from isopath.objectives import Task
 from isopath.run.data import Data
 from isopath.run.hints import admits_objects, asked, fits, said, values_of
@@ -36,22 +37,57 @@ from isopath.verbs import trace
 Tree = Any  # what YAML holds
 
 
-def _besides(
-    weights: str | None = None,
+def _everywhere(
     evaluate: Mapping[str, Task] | None = None,
     title: str | None = None,
     device: str = "cpu",
     directory: str | None = None,
 ) -> None:
-    """The keys of a config that are no arguments of `isopath.trace`.
+    """The keys of every config that are no arguments of a verb.
 
     Args:
-        weights: a safetensors file with the model's state dict, or a run folder for the last waypoint in it.
         evaluate: tasks by name, scored along the path at the end.
         title: of the report.
         device: where the model and the readers' data go.
         directory: where paths and your own classes are looked up; by default where the command was started.
     """
+
+
+def _traced(weights: str | None = None) -> None:
+    """The keys beside the arguments of `isopath.trace`.
+
+    Args:
+        weights: a safetensors file with the model's state dict, or a run folder for the last waypoint in it.
+    """
+
+
+def _connected(
+    model: nn.Module,
+    weights_a: str,
+    weights_b: str,
+    prefixes: Mapping[str, str] | None = None,
+    data: Any = None,
+    align: Literal["activations", "weights", "mixed"] | None = "activations",
+    plane: int = 11,
+) -> None:
+    """The keys beside the arguments of `isopath.connect`.
+
+    Args:
+        model: the architecture of both networks.
+        weights_a: a safetensors file with a state dict, or a run folder: the network at t = 0.
+        weights_b: likewise, the network at t = 1.
+        prefixes: of the names in these files, and what stands in their place in the model: `{module.: ""}`.
+        data: inputs to align on and to estimate running statistics on.
+        align: how the second network's units are matched to the first's; null for not at all.
+        plane: points on each axis of the loss over the plane of the curve, for the report; 0 for none.
+    """
+
+
+# of each verb: the function, the keys besides, and which arguments the command line gives itself
+VERBS: dict[str, tuple[Callable[..., Any], Callable[..., None], tuple[str, ...]]] = {
+    "trace": (trace, _traced, ("run", "resume", "progress")),
+    "connect": (connect, _connected, ("model_a", "model_b", "permutation")),
+}
 
 
 # --- reading --------------------------------------------------------------------------------------------------------
@@ -125,24 +161,28 @@ def _index(tree: list[Tree], name: str, where: str) -> int:
 # --- checking and completing ----------------------------------------------------------------------------------------
 
 
-def resolve(tree: Mapping[str, Tree]) -> dict[str, Tree]:
+def resolve(tree: Mapping[str, Tree], verb: str = "trace") -> dict[str, Tree]:
     """The tree with every default filled in from the signatures; resolving twice changes nothing.
+
+    Args:
+        tree: of a config file.
+        verb: whose arguments it spells, `"trace"` or `"connect"`.
 
     Raises:
         ConfigError: an unknown key or class, a missing argument, or a value of the wrong kind.
     """
-    parameters, hints = _schema()
+    parameters, hints = _schema(verb)
     directory = Path(tree.get("directory") or ".").expanduser().absolute()
     with inside(directory):
         return _filled({**tree, "directory": str(directory)}, parameters, hints, "")
 
 
-def _schema() -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """The keys of a config: the arguments of `isopath.trace`, and a few besides."""
-    parameters = dict(inspect.signature(trace).parameters)
-    for name in ("run", "resume", "progress"):
-        del parameters[name]
-    return {**parameters, **inspect.signature(_besides).parameters}, {**_hints(trace), **_hints(_besides)}
+def _schema(verb: str) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
+    """The keys of a config: the arguments of a verb, and a few besides."""
+    function, besides, own = VERBS[verb]
+    parameters = {**inspect.signature(besides).parameters, **inspect.signature(_everywhere).parameters}
+    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in own} | parameters
+    return parameters, {**_hints(function), **_hints(besides), **_hints(_everywhere)}
 
 
 def _filled(

@@ -18,8 +18,8 @@ from isopath.geometry.reference import Reference
 from isopath.network import Network
 from isopath.objectives import Sparsity, Task, sparsity
 from isopath.run import findings, report
-from isopath.run.commands import print_table
 from isopath.run.data import digits
+from isopath.run.printed import print_table
 from isopath.storage import read_json, write_json, write_text
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import trace

@@ -45,11 +45,11 @@ class Job:
             ConfigError: something cannot be built; the message says where and why.
         """
         with inside(Path(tree["directory"])):
-            device = _device(tree["device"])
+            device = device_of(tree["device"])
             arguments = {key: value for key, value in tree.items() if key not in BESIDES}
             arguments["model"] = _model(tree, device)
-            arguments["keep"] = _sum(tree["keep"], "keep", device)
-            arguments["objective"] = _sum(tree["objective"], "objective", device)
+            arguments["keep"] = summed(tree["keep"], "keep", device)
+            arguments["objective"] = summed(tree["objective"], "objective", device)
             for key in ("trainable", "direction", "corrector", "controller"):
                 arguments[key] = built(tree[key], key, device)
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
@@ -98,7 +98,7 @@ def _placed(data: Data, node: Mapping[str, Tree], device: torch.device) -> Data:
     return replace(data, inputs=data.inputs.to(device), labels=None if data.labels is None else data.labels.to(device))
 
 
-def _sum(tree: Tree, where: str, device: torch.device) -> Any:
+def summed(tree: Tree, where: str, device: torch.device) -> Any:
     """One reference or objective, or the sum of a list of them."""
     if not isinstance(tree, list):
         return _weighted(tree, where, device)
@@ -116,7 +116,7 @@ def _weighted(tree: Tree, where: str, device: torch.device) -> Any:
     return objective if tree["weight"] == 1 else tree["weight"] * objective
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
         torch.empty(0, device=name)
         return torch.device(name)
@@ -125,43 +125,73 @@ def _device(name: str) -> torch.device:
 
 
 def _model(tree: Mapping[str, Tree], device: torch.device) -> nn.Module:
+    model = architecture(tree, device)
+    if tree["weights"] is not None:
+        load(model, Path(tree["weights"]).expanduser())
+    return model
+
+
+def architecture(tree: Mapping[str, Tree], device: torch.device) -> nn.Module:
+    """The model of a config, made under a generator seeded with `seed`.
+
+    Raises:
+        ConfigError: it cannot be built, or is no module.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(tree["seed"])
         model = built(tree["model"], "model", device)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__} from {tree['model']}")
-    if tree["weights"] is not None:
-        _load(model, Path(tree["weights"]).expanduser())
     return model.to(device)
 
 
-def _load(model: nn.Module, path: Path) -> None:
-    """Fills a model with a state dict that has every parameter and buffer, tied ones under one of their names."""
-    file = _last_waypoint(path) if path.is_dir() else path
+def load(model: nn.Module, path: Path, where: str = "weights", prefixes: Mapping[str, str] | None = None) -> None:
+    """Fills a model with a state dict that has every parameter and buffer, tied ones under one of their names.
+
+    Args:
+        model: to fill.
+        path: a safetensors file, or a run folder for its last waypoint.
+        where: the key of the config, for errors.
+        prefixes: of names in the file, and what stands in their place in the model.
+
+    Raises:
+        ConfigError: there is no such file, or it does not fit the model.
+    """
+    file = _last_waypoint(path, where) if path.is_dir() else path
     try:
         tensors, _ = load_tensors(file)
     except (FileNotFoundError, DamagedFile) as error:
-        raise ConfigError(f"weights: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+    tensors = {_renamed(name, prefixes or {}): tensor for name, tensor in tensors.items()}
     state = model.state_dict()
     for name, tensor in tensors.items():
         if name not in state:
-            raise ConfigError(f"weights: {file} has {name!r}, which the model lacks; its names are {', '.join(state)}")
+            raise ConfigError(
+                f"{where}: {file} has {name!r}, which the model lacks; its names are {', '.join(state)}"
+                + ("" if where == "weights" else "; prefixes: maps the beginnings of names")
+            )
         if tensor.shape != state[name].shape:
             got, expected = tuple(tensor.shape), tuple(state[name].shape)
-            raise ConfigError(f"weights: {name!r} has shape {got} in {file} and {expected} in the model")
+            raise ConfigError(f"{where}: {name!r} has shape {got} in {file} and {expected} in the model")
     given = {_place(state[name]) for name in tensors}
     missing = [name for name, value in state.items() if name not in tensors and _place(value) not in given]
     if missing:
-        raise ConfigError(f"weights: {file} lacks {len(missing)} of the model's {len(state)}: {', '.join(missing[:6])}")
+        raise ConfigError(f"{where}: {file} lacks {len(missing)} of the model's {len(state)}: {', '.join(missing[:6])}")
     model.load_state_dict(tensors, strict=False)
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    """A name with its longest known prefix replaced."""
+    known = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default="")
+    return prefixes[known] + name[len(known) :] if known else name
 
 
 def _place(tensor: Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def _last_waypoint(run: Path) -> Path:
+def _last_waypoint(run: Path, where: str) -> Path:
     if not (run / "waypoints.json").is_file():
-        raise ConfigError(f"weights: {run} is a folder without waypoints.json: no run, or one that has not started")
+        raise ConfigError(f"{where}: {run} is a folder without waypoints.json: no run, or one that has not started")
     step = read_json(run / "waypoints.json")[-1]["step"]
     return run / "waypoints" / f"{step:06d}.safetensors"

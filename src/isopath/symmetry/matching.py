@@ -63,7 +63,7 @@ def align(
     scores: list[tuple[float, Similarity]] = []
     # units that never vary have no correlation: their weights decide
     shares = {"activations": TIES, "weights": 1.0, "mixed": weight}
-    scores.append((shares[method], Weights(*(dict(m.named_parameters()) for m in (model_a, model_b)), found)))
+    scores.append((shares[method], Weights(dict(model_a.named_parameters()), dict(model_b.named_parameters()), found)))
     if method != "weights":
         share = 1.0 if method == "activations" else 1 - weight
         scores.append((share, Activations(model_a, model_b, found, examples, on, batch_size)))

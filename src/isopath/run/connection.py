@@ -1,0 +1,253 @@
+"""`isopath connect`: two checkpoints in, a run folder with their permutation, curve and report out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from isopath.connect import Curve, Profile, along, plane
+from isopath.connect.curve import begin
+from isopath.connect.training import Training
+from isopath.objectives import Task
+from isopath.run import report
+from isopath.run.config import Tree, dumped, inside, read, resolve
+from isopath.run.data import Data
+from isopath.run.folder import described, fresh, locked, run_of, same_ground, swept, withdrawn
+from isopath.run.job import architecture, built, device_of, load, summed
+from isopath.run.names import ConfigError
+from isopath.run.printed import print_table
+from isopath.storage import (
+    append_line,
+    load_tensors,
+    read_lines,
+    rewrite_lines,
+    save_tensors,
+    write_json,
+    write_text,
+)
+from isopath.symmetry import Permutation, align
+from isopath.trace.record import about, versions
+
+EVERY = 2.0  # seconds between checkpoints
+PLANE_ROWS = 1000  # of the task that the plane is scored on
+OPTIONS = ("curve", "bends", "steps", "rate", "sampling", "trainable", "seed")
+
+
+@dataclass(frozen=True, eq=False)
+class Connection:
+    """What a config describes, built.
+
+    Attributes:
+        model_a, model_b: the two networks.
+        objective: of the curve, or `None`.
+        data: inputs to align and to estimate statistics on, or `None`.
+        tasks: to score along the curve, by name.
+        tree: the resolved config.
+    """
+
+    model_a: nn.Module
+    model_b: nn.Module
+    objective: Any
+    data: Any
+    tasks: dict[str, Task]
+    tree: Mapping[str, Tree]
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Tree]) -> Connection:
+        """Builds a resolved config: reads its data, makes its model, fills in both checkpoints.
+
+        Raises:
+            ConfigError: something cannot be built; the message says where and why.
+        """
+        with inside(Path(tree["directory"])):
+            device = device_of(tree["device"])
+            models = []
+            for key in ("weights_a", "weights_b"):
+                model = architecture(tree, device)
+                load(model, Path(tree[key]).expanduser(), key, tree["prefixes"])
+                models.append(model.eval())
+            objective = None if tree["objective"] is None else summed(tree["objective"], "objective", device)
+            data = built(tree["data"], "data", device)
+            tasks = built(tree["evaluate"] or {}, "evaluate", device)
+        if tree["align"] is not None and data is None:
+            raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")
+        return cls(models[0], models[1], objective, data.inputs if isinstance(data, Data) else data, tasks, tree)
+
+    def aligned(self) -> Permutation | None:
+        """The second network's permutation; `None` where the config wants none."""
+        method = self.tree["align"]
+        return method and align(self.model_a, self.model_b, self.data, method, seed=self.tree["seed"])
+
+    def begin(self, permutation: Permutation | None) -> tuple[Curve, Training | None]:
+        """The curve as it starts, and what trains it."""
+        options = {key: self.tree[key] for key in OPTIONS}
+        return begin(self.model_a, self.model_b, self.objective, permutation=permutation, **options)
+
+
+def connect(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
+    """Runs a config in a new run folder and gives the path of its report.
+
+    Raises:
+        FileExistsError: there is something at `out`.
+        ConfigError: the config is wrong.
+    """
+    out = fresh(out)
+    tree = resolve(read(config, overrides), "connect")
+    job = Connection.of(tree)
+    write_text(out / "config.yaml", dumped(tree))
+    with locked(out):
+        try:
+            return _run(job, out)
+        except ValueError:
+            if not (out / "history.jsonl").exists():
+                (out / "run.json").unlink(missing_ok=True)
+                withdrawn(out)
+            raise
+
+
+def resume(run: Path) -> Path:
+    """Goes on with a run where it stopped, and gives the path of its report.
+
+    Raises:
+        FileNotFoundError: `run` is no run folder of the command line.
+        BlockingIOError: another process is writing it.
+    """
+    run = run_of(run, "connect")
+    with locked(run):
+        swept(run)
+        if (run / "run.json").exists():
+            same_ground(described(run))
+        if (run / "metrics.json").exists():
+            warnings.warn(f"{run} has ended already; its figures and report are written anew", stacklevel=2)
+        return _run(Connection.of(resolve(read(run / "config.yaml"), "connect")), run)
+
+
+def _run(job: Connection, run: Path) -> Path:
+    """From the checkpoints, or from where the run stood, to the report."""
+    console, began = Console(highlight=False), time.perf_counter()
+    permutation = job.aligned()
+    curve, training = job.begin(permutation)
+    if not (run / "run.json").exists():
+        info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network)}
+        write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
+    if permutation is not None:
+        permutation.save(run / "permutation.safetensors")
+        console.print(str(permutation).splitlines()[0], soft_wrap=True)
+    if training is not None:
+        curve = replace(curve, history=_trained(training, run, console))
+    if not (run / "curve.json").exists():
+        curve.save(run)
+    metrics = _findings(job, curve, permutation)
+    write_json(run / "metrics.json", {**metrics, "seconds": time.perf_counter() - began})
+    page = report.write(run)
+    print_table(metrics, console, metrics["reason"])
+    return page
+
+
+def _trained(training: Training, run: Path, console: Console) -> list[dict[str, float]]:
+    """Trains from the checkpoint on, if there is one, and keeps the history and a checkpoint as it goes."""
+    checkpoint, history = run / "checkpoint.safetensors", run / "history.jsonl"
+    if checkpoint.exists():
+        training.restore(load_tensors(checkpoint)[0])
+    rows, _ = read_lines(history)
+    rewrite_lines(history, rows[: training.step])
+    saved, left = time.perf_counter(), training.steps - training.step
+    for row in _shown(training, left, console):
+        append_line(history, row)
+        if time.perf_counter() - saved > EVERY:
+            save_tensors(checkpoint, training.state())
+            saved = time.perf_counter()
+    save_tensors(checkpoint, training.state())
+    return read_lines(history)[0]
+
+
+def _shown(training: Training, left: int, console: Console) -> Iterator[dict[str, float]]:
+    if not console.is_terminal:
+        yield from training
+    else:
+        yield from track(islice(training, left), "training the curve", total=left, console=console, transient=True)
+
+
+# --- what was found -------------------------------------------------------------------------------------------------
+
+
+def _findings(job: Connection, curve: Curve, permutation: Permutation | None) -> dict[str, Any]:
+    """Profiles of the straight lines and of the curve, their table, the plane, and a sentence."""
+    spent = curve.history[-1]["evaluations"] if curve.history else 0.0
+    found: dict[str, Any] = {"status": "joined", "evaluations": spent, "steps": len(curve.history)}
+    if permutation is not None:
+        found["displaced"], found["units"] = sum(permutation.displaced.values()), permutation.symmetries.units
+    if not job.tasks:
+        return {**found, "reason": "Both networks are joined; evaluate: names tasks to score along the curve."}
+    name, task = next(iter(job.tasks.items()))
+    curves = _curves(job, curve, permutation)
+    profiles = {label: along(each, task, data=job.data) for label, each in curves.items()}
+    found |= {
+        "task": name,
+        "profiles": {label: asdict(profile) for label, profile in profiles.items()},
+        "table": _table(curves, profiles, name, spent),
+        "reason": _sentence(profiles, name),
+    }
+    others = {other: along(curve, each, data=job.data) for other, each in job.tasks.items() if other != name}
+    found["others"] = {other: asdict(profile) for other, profile in others.items()}
+    if job.tree["plane"]:
+        inputs, targets = task.examples.take(torch.arange(min(PLANE_ROWS, len(task))))
+        few = Task(inputs, targets, task.loss, task.outputs, task.batch_size)
+        found["landscape"] = asdict(plane(curve, few, job.tree["plane"], data=job.data))
+    return found
+
+
+def _curves(job: Connection, curve: Curve, permutation: Permutation | None) -> dict[str, Curve]:
+    """The straight line, that to the permuted network, and the curve that was trained."""
+    options: dict[str, Any] = {"curve": "segment", "trainable": job.tree["trainable"]}
+
+    def line(moved: Permutation | None) -> Curve:
+        tree = {**job.tree, **options}
+        return replace(job, tree=tree).begin(moved)[0]
+
+    curves = {"straight line": line(None)}
+    if permutation is not None:
+        curves["aligned straight line"] = line(permutation)
+    if curve.history:
+        curves["isopath curve"] = curve
+    return curves
+
+
+def _table(
+    curves: Mapping[str, Curve], profiles: Mapping[str, Profile], task: str, spent: float
+) -> dict[str, list[Any]]:
+    scored = all(value is not None for profile in profiles.values() for value in profile.accuracy)
+    columns = ["method", *([f"lowest {task} accuracy", f"mean {task} accuracy"] if scored else []),
+               "barrier", "length", "gradient evaluations"]  # fmt: skip
+    rows = []
+    for label, profile in profiles.items():
+        accuracy = [min(float(v or 0) for v in profile.accuracy), profile.mean("accuracy")] if scored else []
+        cost = spent if label == "isopath curve" else 0.0
+        rows.append([label, *accuracy, profile.barrier, curves[label].length(), cost])
+    return {"columns": columns, "rows": rows}
+
+
+def _sentence(profiles: Mapping[str, Profile], task: str) -> str:
+    """The last profile beside the first, in words."""
+    label, best = list(profiles.items())[-1]
+    first = profiles["straight line"]
+    if any(value is None for value in best.accuracy):
+        said = f"Along the {label} the loss on {task} rises {best.barrier:.3g} above the line between the ends' losses"
+        return said + (f"; {first.barrier:.3g} without alignment." if best is not first else ".")
+    ends, low = [float(best.accuracy[i] or 0) for i in (0, -1)], min(float(v or 0) for v in best.accuracy)
+    name = label.removeprefix("isopath ")
+    said = f"Along the {name} accuracy on {task} is never below {100 * low:.2f} %, between ends of "
+    said += f"{100 * ends[0]:.2f} and {100 * ends[1]:.2f} %"
+    if best is not first:
+        said += f"; on the straight line as it was it falls to {100 * min(float(v or 0) for v in first.accuracy):.2f} %"
+    return said + "."

@@ -1,0 +1,155 @@
+"""`isopath connect`: two checkpoints in, a folder with permutation, curve and report out, to the bit after a stop."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from runs import CONFIG, DIGITS, isopath
+from safetensors.torch import save_file
+from torch import nn
+
+import isopath as ip
+from isopath.run import connection
+from isopath.run.data import digits
+from isopath.storage import load_tensors, read_json, read_lines
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+
+
+def trained(seed: int) -> nn.Module:
+    model, data = network(seed), digits(True, [0, 1, 2, 3, 4])
+    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(data.inputs), data.labels).backward()
+        optimiser.step()
+    return model
+
+
+@pytest.fixture(scope="module", name="config")
+def connect_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("connect")
+    torch.set_num_threads(1)
+    for name, seed in (("a", 0), ("b", 1)):
+        state = {f"module.{key}": value for key, value in trained(seed).state_dict().items()}
+        save_file(state, folder / f"{name}.safetensors")
+    tree = {
+        "model": CONFIG["model"],
+        "weights_a": str(folder / "a.safetensors"),
+        "weights_b": str(folder / "b.safetensors"),
+        "prefixes": {"module.": ""},
+        "data": DIGITS,
+        "objective": {"class_path": "Task", "init_args": {"data": DIGITS, "batch_size": 64}},
+        "steps": 30,
+        "plane": 4,
+        "evaluate": {"digits": {"class_path": "Task", "init_args": {"data": DIGITS}}},
+    }
+    file = folder / "joined.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+@pytest.fixture(scope="module", name="run")
+def finished(config: Path) -> Path:
+    run = config.parent / "run"
+    assert isopath("connect", config, "--out", run) == 0
+    return run
+
+
+def test_the_folder_holds_what_the_calls_give(config: Path, run: Path):
+    a, b = trained(0).eval(), trained(1).eval()
+    data = digits(True, [0, 1, 2, 3, 4])
+    permutation = ip.align(a, b, data.inputs)
+    curve = ip.connect(a, b, ip.Task(data.inputs, data.labels, batch_size=64), steps=30, permutation=permutation)
+    loaded = ip.Permutation.load(run / "permutation.safetensors", permutation.symmetries)
+    assert loaded == permutation
+    back = ip.paths.Curve.load(run, network(5))
+    assert all(torch.equal(back(t), curve(t)) for t in (0, 0.5, 1))
+    rows, _ = read_lines(run / "history.jsonl")
+    assert rows == curve.history and back.history == rows
+    metrics = read_json(run / "metrics.json")
+    lowest = min(ip.along(curve, ip.Task(data.inputs, data.labels)).accuracy)
+    methods = {row[0]: row for row in metrics["table"]["rows"]}
+    assert list(methods) == ["straight line", "aligned straight line", "isopath curve"]
+    assert methods["isopath curve"][1] == pytest.approx(lowest)
+    assert f"{100 * lowest:.2f} %" in metrics["reason"]
+    assert metrics["displaced"] == sum(permutation.displaced.values())
+    assert len(metrics["landscape"]["loss"]) == 4
+
+
+def test_the_page_draws_profile_plane_and_training(run: Path, capsys: pytest.CaptureFixture[str]):
+    page = (run / "report.html").read_text()
+    drawn = json.loads(re.search(r'id="plots">(.*?)</script>', page, re.S)[1])  # type: ignore[index]
+    assert list(drawn) == ["profile", "landscape", "training"]
+    assert "From one network to the other" in page and "isopath curve" in page
+    assert isopath("show", run) == 0
+    assert "units displaced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("after", [1, 13])
+def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
+    config: Path, run: Path, after: int, monkeypatch: pytest.MonkeyPatch
+):
+    broken = config.parent / f"broken-{after}"
+    monkeypatch.setattr(connection, "EVERY", 0.0)
+    genuine, count = connection.append_line, 0
+
+    def stopping(path: Path, row: object) -> None:
+        nonlocal count
+        genuine(path, row)
+        count += 1
+        if count > after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(connection, "append_line", stopping)
+    assert isopath("connect", config, "--out", broken) == 130
+    assert not (broken / "metrics.json").exists()
+    monkeypatch.setattr(connection, "append_line", genuine)
+    assert isopath("resume", broken) == 0
+    for k in range(3):
+        name = f"points/{k:03d}.safetensors"
+        assert (broken / name).read_bytes() == (run / name).read_bytes()
+    assert (broken / "history.jsonl").read_text() == (run / "history.jsonl").read_text()
+
+
+def test_without_tasks_or_alignment_there_is_still_a_curve(config: Path):
+    run = config.parent / "bare"
+    assert isopath("connect", config, "--out", run, "--set", "align=null", "--set", "evaluate=null",
+                   "--set", "curve=segment", "--set", "objective=null") == 0  # fmt: skip
+    assert not (run / "permutation.safetensors").exists()
+    assert torch.equal(load_tensors(run / "points" / "001.safetensors")[0]["1.weight"], trained(1)[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("prefixes={model.: ''}", "weights_a: .* has 'module.1.bias', which the model lacks.*prefixes"),
+        ("weights_b=nowhere.safetensors", "weights_b: no file"),
+        ("data=null", "align needs data:"),
+        ("align=magic", "align must be 'activations' or 'weights' or 'mixed' or null, got 'magic'"),
+        ("objective=null", "a curve is trained on an objective"),
+        ("tolerance=0.1", "no key 'tolerance'|has no key"),
+        ("curve=circle", "curve must be"),
+    ],
+)
+def test_mistakes_are_said_in_one_line_and_leave_no_folder(
+    config: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
+):
+    run = config.parent / "mistaken"
+    assert isopath("connect", config, "--out", run, "--set", override) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error) and error.count("\n") == 1, error
+    assert not run.exists()
+
+
+def test_a_connection_is_no_trace(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert isopath("evaluate", run) == 2
+    assert "was made by isopath connect, not by isopath trace" in capsys.readouterr().err
