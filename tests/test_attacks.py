@@ -42,7 +42,7 @@ def test_attacked_inputs_stay_in_the_ball_and_in_range_and_are_no_better(norm, r
     attacked = attack(model, X, Y, generator())
     change = (attacked - X).flatten(1)
     size = change.abs().amax(1) if norm == "linf" else change.norm(dim=1)
-    assert float(size.max()) <= 0.3 + 1e-12 and 0 <= float(attacked.min()) and float(attacked.max()) <= 1
+    assert float(size.max()) <= 0.3 + 1e-12 and float(attacked.min()) >= 0 and float(attacked.max()) <= 1
     assert float(size.max()) > 0.2
     assert cross_entropy_rows(model(attacked), Y).mean() > cross_entropy_rows(model(X), Y).mean()
     assert torch.equal(attacked, attack(model, X, Y, generator()))

@@ -16,6 +16,7 @@ LAYERS = (
     "attacks ensemble",
     "objectives",
     "trace",
+    "optim",
     "evaluate",
     "connect",
     "paths",

@@ -4,10 +4,11 @@
 >>> path = ip.trace(model, keep=ip.Reference(inputs), objective=ip.Task(x, y), tolerance=0.01)  # doctest: +SKIP
 """
 
-from isopath import check, metrics, objectives, paths, symmetry
+from isopath import check, metrics, objectives, optim, paths, symmetry
 from isopath.connect import along, average, barrier, connect
 from isopath.ensemble import Ensemble
 from isopath.evaluate import evaluate
+from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
 from isopath.symmetry import Permutation, align, symmetries
@@ -19,6 +20,7 @@ from isopath.version import __version__
 __all__ = [
     "Diversity",
     "Ensemble",
+    "Memory",
     "NaturalGradient",
     "NullSpace",
     "Penalised",
@@ -39,6 +41,7 @@ __all__ = [
     "evaluate",
     "metrics",
     "objectives",
+    "optim",
     "paths",
     "steps",
     "symmetries",

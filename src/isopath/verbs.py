@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference, References
 from isopath.network import Network
 from isopath.objectives import Objective, as_objective
@@ -27,7 +28,7 @@ from isopath.trace.trajectory import Keeper, Trajectory
 
 def trace(
     model: nn.Module,
-    keep: Reference | References | None,
+    keep: Reference | References | Memory | None,
     objective: Objective | Scalar,
     tolerance: float = 0.01,
     max_steps: int = 200,
@@ -52,7 +53,7 @@ def trace(
 
     Args:
         model: any module; it is not modified. Eval mode is used, and dropout is off.
-        keep: a reference, a sum of them, or `None` to keep nothing.
+        keep: a reference, a sum of them, a memory with examples, or `None` to keep nothing.
         objective: what is wanted: `Task`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or any callable
             `(net, theta) -> scalar`.
         tolerance: the largest mean divergence of the kept outputs. For the default divergence, 0.01 keeps about 99 %
@@ -86,7 +87,7 @@ def trace(
 
 def steps(
     model: nn.Module,
-    keep: Reference | References | None,
+    keep: Reference | References | Memory | None,
     objective: Objective | Scalar,
     tolerance: float = 0.01,
     max_steps: int = 200,
@@ -111,7 +112,7 @@ def steps(
 
 def _tracer(
     network: Network,
-    keep: Reference | References | None,
+    keep: Reference | References | Memory | None,
     objective: Objective | Scalar,
     seed: int,
     tolerance: float,
@@ -123,7 +124,7 @@ def _tracer(
     max_steps, max_evaluations = budget
     return Tracer.of(
         network,
-        keep,
+        _references(keep),
         as_objective(objective),
         seed,
         tolerance=tolerance,
@@ -133,6 +134,19 @@ def _tracer(
         corrector=corrector,
         controller=controller or Backtracking(),
     )
+
+
+def _references(keep: Reference | References | Memory | None) -> Reference | References | None:
+    """What a trace can measure drift on."""
+    if not isinstance(keep, Memory):
+        return keep
+    bare = [task.name for task in keep.tasks if task.outputs is None]
+    if bare:
+        raise ValueError(
+            f"the memory keeps no rows of the tasks {', '.join(map(repr, bare))}, and a trace measures drift on rows; "
+            "give the memory examples, or steer your own loop by factors alone with isopath.optim.Invariant"
+        )
+    return keep.references() if keep.tasks else None
 
 
 def _opened(

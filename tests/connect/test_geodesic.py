@@ -24,8 +24,7 @@ def linear(seed: int) -> nn.Module:
 
 def bent(a: nn.Module, b: nn.Module, bends: int = 1) -> ip.paths.Curve:
     """A Bezier curve far from straight."""
-    curve = ip.connect(a, b, lambda net, theta: theta.sum(), bends=bends, steps=30, rate=0.05)
-    return curve
+    return ip.connect(a, b, lambda net, theta: theta.sum(), bends=bends, steps=30, rate=0.05)
 
 
 def test_on_a_linear_network_the_geodesic_is_the_straight_line():

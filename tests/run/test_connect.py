@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from runs import CONFIG, DIGITS, isopath
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,6 +16,7 @@ import isopath as ip
 from isopath.run import connection
 from isopath.run.data import digits
 from isopath.storage import load_tensors, read_json, read_lines
+from runs import CONFIG, DIGITS, isopath
 
 
 def network(seed: int) -> nn.Module:

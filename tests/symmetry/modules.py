@@ -476,6 +476,7 @@ CASES: dict[str, Case] = {
     "googlenet": Case(Inception, images(), 6 + 4 + 3 + 5 + 2 + 3 + 4, 7),
     "mobilenet": Case(Mobile, images(), 6 + 36, 0),
     "bert": Case(
-        lambda: Bert(20, 8, 2, 2), lambda: (torch.randint(20, (2, 6)), torch.ones(2, 6)), 8 + 8 + 2 * (2 + 8 + 8 + 32), 5
+        lambda: Bert(20, 8, 2, 2), lambda: (torch.randint(20, (2, 6)), torch.ones(2, 6)),
+        8 + 8 + 2 * (2 + 8 + 8 + 32), 5,
     ),
 }  # fmt: skip

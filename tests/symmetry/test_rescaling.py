@@ -106,6 +106,8 @@ def test_the_nearest_is_never_farther_than_the_start():
     b = CASES["resnet20"].build().double().eval()
     found = symmetries(a, example)
     near = nearest(a, b, found)
-    far, close = (sum(float((p - q).detach().square().sum()) for p, q in zip(a.parameters(), m.parameters())) for m in (b, near))
+    far, close = (
+        sum(float((p - q).detach().square().sum()) for p, q in zip(a.parameters(), m.parameters())) for m in (b, near)
+    )
     assert close <= far
     assert torch.allclose(near(*example), b(*example), rtol=1e-9, atol=1e-9)

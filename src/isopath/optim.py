@@ -1,0 +1,297 @@
+"""For your own training loop: an optimiser whose steps respect what is kept."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from isopath.geometry.curvature import Curvature
+from isopath.geometry.divergence import divergence_of
+from isopath.geometry.memory import Memory
+from isopath.geometry.metric import Metric
+from isopath.geometry.reference import Reference, References
+from isopath.network import Network
+from isopath.space import Trainable
+
+DAMPING = 1.0  # of the metric, in its mean eigenvalues
+
+
+class Invariant(Optimizer):
+    """A base optimiser's step Δ, made to respect a metric: Δ ← (I + G/μ)⁻¹ Δ.
+
+    What is kept also pulls back. Before the base optimiser steps, λ∇D joins the gradient of the loss, with D the drift
+    since each task was left: ½(θ - θ_t)ᵀG_t(θ - θ_t) where its curvature is kept, or the drift of a batch of its kept
+    rows. For plain gradient descent that is the damped natural gradient of the loss and the drift together (natural
+    continual learning, Kao et al. 2021, arXiv 2106.08085, with the memory's own metric).
+
+    **Its promise is weaker than a trace's.** The drift is measured every `check_every` steps (and whenever you call
+    `check`); if it is above the tolerance the weights and the base optimiser's state go back to where they were at the
+    last check, and λ doubles. Between checks nothing is promised.
+
+    Clip gradients, accumulate them, schedule the rate as you would for the base optimiser: both share their parameter
+    groups. Parameters may be in a lower precision; the drift is measured in that of the outputs, at least float32.
+
+    Args:
+        base: the optimiser to steer; it must hold the model's trainable parameters.
+        model: the network in training.
+        keep: a `Memory`, or a `Reference` (or a sum of them) for the model as it is now.
+        tolerance: the largest drift of any task; `None` for no limit.
+        strength: λ, of each remembered task against the loss. At 1 each counts as the mean log-likelihood of its data
+            does (for softmax outputs, whatever the divergence).
+        damping: μ in units of the metric's mean eigenvalue; smaller holds tighter.
+        check_every: steps between two checks of the drift.
+        refresh: steps between two builds of the metric, where it comes from kept rows.
+        batch_size: kept rows per step.
+        trainable: as for `trace`; all parameters that require a gradient by default.
+        seed: of the batches.
+
+    Raises:
+        ValueError: the memory is of another network, or the base optimiser holds other parameters.
+    """
+
+    def __init__(
+        self, base: Optimizer, model: nn.Module, keep: Memory | Reference | References, tolerance: float | None = 0.01,
+        strength: float = 1.0, damping: float = DAMPING, check_every: int = 100, refresh: int = 50,
+        batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
+    ) -> None:  # fmt: skip
+        if strength < 0 or not damping > 0 or check_every < 1 or refresh < 1:
+            raise ValueError(
+                f"strength must be >= 0, damping > 0, check_every and refresh >= 1, got {strength}, {damping}, "
+                f"{check_every} and {refresh}"
+            )
+        self.base, self.network = base, Network(model, trainable)
+        named = dict(model.named_parameters())
+        self._parameters = [named[name] for name in self.network.space.names]
+        _same_parameters(base, self._parameters)
+        super().__init__(base.param_groups, base.defaults)
+        self.state = base.state
+        self.tolerance, self.strength, self.damping = tolerance, strength, damping
+        self.check_every, self.refresh, self.batch_size, self.seed = check_every, refresh, batch_size, seed
+        self.steps = self.rollbacks = 0
+        self._model = model
+        self._curved, self._rows = _pulls(keep, self.network, seed)
+        self._metric, self._damping = self._built()
+        self._anchor = self._saved()
+
+    # --- a step -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of the base optimiser, steered.
+
+        Raises:
+            ValueError: a closure is given: it would be evaluated at points that the metric has not steered.
+        """
+        if closure is not None:
+            raise ValueError(
+                "Invariant takes no closure: optimisers that evaluate the loss inside their step (LBFGS) would do so "
+                "at points that nothing has steered; choose a base optimiser without one"
+            )
+        if not self._curved and self.steps and self.steps % self.refresh == 0:
+            self._metric, self._damping = self._built()
+        before = self._point()
+        if self._metric is not None:
+            self._add(self._pull(before))
+        self.base.step()
+        if self._metric is not None:
+            step = self._point().sub_(before)
+            self._write(before + self._damping * self._metric.solve(step, self._damping))
+        self.steps += 1
+        if self.steps % self.check_every == 0:
+            self.check()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the base optimiser's."""
+        self.base.zero_grad(set_to_none)
+
+    def _pull(self, theta: Tensor) -> Tensor:
+        """λ Σ ∇D_t, in the units of the loss; the kept rows speak for a task that has both."""
+        total = torch.zeros_like(theta)
+        for pull in self._judges():
+            total.add_(pull.gradient(theta, self.steps, self.batch_size), alpha=self.strength * pull.weight)
+        return total
+
+    def _judges(self) -> list[_Rows | _Curved]:
+        """What speaks for each task: its rows, or else its curvature."""
+        return [*self._rows, *(pull for pull in self._curved if not pull.measured)]
+
+    def _built(self) -> tuple[Metric | None, float]:
+        """The metric of everything that is kept, and its damping: curvature that is kept, or else that of the rows."""
+        if not self.strength or not (self._curved or self._rows):
+            return None, 1.0
+        self._synced()
+        terms = [(pull.weight, pull.curvature) for pull in self._curved]
+        if not terms:
+            theta = self._point()
+            terms = [(pull.weight, Curvature.of(self.network, theta, pull.kept.batches)) for pull in self._rows]
+        merged = Curvature.merged([term for _, term in terms], [self.strength * weight for weight, _ in terms])
+        metric = merged.metric(self.network.space)
+        mean = metric.trace() / metric.dimension
+        return metric, self.damping * mean if mean > 0 else 1.0
+
+    def _synced(self) -> None:
+        """Takes over the model's running statistics, which training has moved."""
+        own = dict(self.network._skeleton.named_buffers())
+        for name, buffer in self._model.named_buffers():
+            own[name].copy_(buffer)
+
+    # --- the promise ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def drift(self) -> float:
+        """The largest drift of any task: measured on its kept rows, or from its curvature where no rows are kept."""
+        self._synced()
+        theta = self._point()
+        return max((pull.drift(theta) for pull in self._judges()), default=0.0)
+
+    def check(self) -> float:
+        """Measures the drift now; a break of the tolerance is rolled back to the last check, and λ doubles.
+
+        Call it at the end of training. Returns the drift of the weights that stay.
+        """
+        drift = self.drift()
+        if self.tolerance is None or drift <= self.tolerance:
+            self._anchor = self._saved()
+            return drift
+        warnings.warn(
+            f"drift {drift:.4g} is above the tolerance {self.tolerance:g} after {self.steps} steps; back to the last "
+            f"check, with strength {2 * self.strength:g}",
+            stacklevel=2,
+        )
+        theta, state = self._anchor
+        self._write(theta)
+        self.base.load_state_dict(_with_groups(state, self.base))
+        self.state = self.base.state
+        self.rollbacks += 1
+        self.strength *= 2
+        self._metric, self._damping = self._built()
+        return self.drift()
+
+    # --- points -----------------------------------------------------------------------------------------------------
+
+    def _point(self) -> Tensor:
+        return self.network.space.flatten(dict(zip(self.network.space.names, self._parameters)))
+
+    @torch.no_grad()
+    def _write(self, theta: Tensor) -> None:
+        for parameter, value in zip(self._parameters, self.network.space.unflatten(theta).values()):
+            parameter.copy_(value)
+
+    def _add(self, pull: Tensor) -> None:
+        for parameter, value in zip(self._parameters, self.network.space.unflatten(pull).values()):
+            if parameter.grad is None:
+                parameter.grad = value.clone()
+            else:
+                parameter.grad.add_(value)
+
+    def _saved(self) -> tuple[Tensor, dict[str, Any]]:
+        return self._point(), copy.deepcopy(self.base.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimiser's state and its own."""
+        theta, state = self._anchor
+        own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks}
+        return {**self.base.state_dict(), "invariant": {**own, "anchor": theta, "anchor_state": state}}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a saved state: load the model's weights first, and give the same memory."""
+        own = state_dict["invariant"]
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "invariant"})
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+        self.steps, self.strength, self.rollbacks = own["steps"], own["strength"], own["rollbacks"]
+        self._anchor = own["anchor"].to(self._point()), own["anchor_state"]
+        self._metric, self._damping = self._built()
+
+
+def _with_groups(state: dict[str, Any], base: Optimizer) -> dict[str, Any]:
+    """A saved state with the rates of now: a schedule does not go back."""
+    return {**state, "param_groups": base.state_dict()["param_groups"]}
+
+
+def _same_parameters(base: Optimizer, parameters: Sequence[Tensor]) -> None:
+    held = {id(p) for group in base.param_groups for p in group["params"]}
+    missing = sum(id(p) not in held for p in parameters)
+    foreign = len(held - {id(p) for p in parameters})
+    if missing or foreign:
+        raise ValueError(
+            f"the base optimiser must hold the parameters that are trained and no others: {missing} of the model's are "
+            f"missing from it and {foreign} are not the model's; build it from the same model, or use trainable="
+        )
+
+
+class _Curved:
+    """A task of which the curvature is kept."""
+
+    def __init__(self, curvature: Curvature, centre: Tensor, weight: float, network: Network, measured: bool) -> None:
+        self.curvature, self.centre, self.weight, self.measured = curvature, centre, weight, measured
+        self.metric = curvature.metric(network.space)
+
+    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
+        """G(θ - θ_t)."""
+        return self.metric.mv(theta - self.centre)
+
+    def drift(self, theta: Tensor) -> float:
+        """½(θ - θ_t)ᵀG(θ - θ_t)."""
+        return 0.5 * float(self.metric.norm(theta - self.centre)) ** 2
+
+
+class _Rows:
+    """A task of which rows are kept, with their outputs."""
+
+    def __init__(self, reference: Reference, weight: float, network: Network, seed: int) -> None:
+        self.reference, self.weight, self.network = reference, weight, network
+        self.kept, self.seed = reference.bind(network, network.start, seed), seed
+
+    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
+        """∇D on the batch of a step."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        rows = torch.randint(len(self.reference), (min(size, len(self.reference)),), generator=generator)
+        with torch.enable_grad():
+            return self.reference._part(self.network, self.kept.start, rows).gradient(theta)
+
+    def drift(self, theta: Tensor) -> float:
+        """D on all rows."""
+        return self.kept.whole_drift(theta)
+
+
+def _pulls(keep: Memory | Reference | References, network: Network, seed: int) -> tuple[list[_Curved], list[_Rows]]:
+    """What holds the weights, each with the weight that makes its divergence count as nats do."""
+    if not isinstance(keep, Memory):
+        parts = keep.parts if isinstance(keep, References) else (keep,)
+        return [], [_Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
+    curved, rows, scale = [], [], _scale(keep.divergence)
+    with_rows = [task for task in keep.tasks if task.outputs is not None]
+    for i, (task, part) in enumerate(zip(with_rows, keep.references().parts)):
+        rows.append(_Rows(part, task.weight / scale, network, seed + i))
+    for task in keep.tasks:
+        if task.curvature is not None:
+            task.curvature.check(network.space)
+            centre = network.space.flatten({**network.space.unflatten(network.start), **_grown(task.centre, network)})
+            weight = (1.0 if keep.merge else task.weight) / scale
+            measured = bool(with_rows) if keep.merge else task.outputs is not None
+            curved.append(_Curved(task.curvature, centre, weight, network, measured))
+    return curved, rows
+
+
+def _grown(centre: Any, network: Network) -> dict[str, Tensor]:
+    """The centre in the network's shapes: what has been added since stays where the network has it."""
+    now, result = network.space.unflatten(network.start.clone()), {}
+    for name, value in (centre or {}).items():
+        if name in now:
+            whole = now[name].clone()
+            result[name] = value.to(whole) if not value.ndim else whole
+            if value.ndim:
+                whole[: value.shape[0]] = value.to(whole)
+    return result
+
+
+def _scale(divergence: Any) -> float:
+    """The curvature of a softmax divergence in units of that of the log-likelihood."""
+    return float(getattr(divergence_of(divergence), "scale", 1.0))

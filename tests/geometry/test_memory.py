@@ -1,0 +1,199 @@
+"""What tasks leave behind: rows, curvature, budgets, growing heads, files."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import isopath as ip
+from isopath.geometry.curvature import Curvature
+from isopath.network import Network
+from isopath.storage import DamagedFile
+
+N = 60
+
+
+def mlp(outputs: int = 4, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, outputs)).double()
+
+
+def data(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.randn(N, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x, torch.arange(N) % 4
+
+
+def curvature(model: nn.Module, x: torch.Tensor) -> Curvature:
+    network = Network(model)
+    return Curvature.of(network, network.start, ip.Reference(x).whole(network, network.start).batches)
+
+
+@pytest.mark.parametrize("choose", ["random", "balanced", "herding", "leverage"])
+def test_rows_are_shared_by_the_tasks_and_keep_the_outputs_they_had(choose):
+    model, (x, y) = mlp(), data()
+    memory = ip.Memory(examples=20, choose=choose).remember(model, x, y, name="a")
+    (task,) = memory.tasks
+    assert task.rows == 20 and len({tuple(row) for row in task.inputs.tolist()}) == 20
+    assert torch.allclose(task.outputs, model(task.inputs))
+    both = memory.remember(mlp(seed=1), *data(1), name="b")
+    assert [t.rows for t in both.tasks] == [10, 10] and torch.equal(both.tasks[0].inputs, task.inputs[:10])
+    assert [t.rows for t in memory.tasks] == [20]  # the memory before is as it was
+    if choose == "balanced":
+        assert both.tasks[1].labels[:8].bincount().tolist() == [2, 2, 2, 2]
+    again = ip.Memory(examples=20, choose=choose).remember(model, x, y, name="a")
+    assert torch.equal(again.tasks[0].inputs, task.inputs)
+
+
+def test_herded_rows_have_the_mean_of_all_sooner_than_random_ones():
+    model, (x, y) = mlp(), data()
+    means = {}
+    for choose in ("random", "herding"):
+        kept = ip.Memory(examples=8, choose=choose).remember(model, x, y).tasks[0].outputs
+        means[choose] = float((kept.softmax(1).sqrt().mean(0) - model(x).softmax(1).sqrt().mean(0)).norm())
+    assert means["herding"] < 0.5 * means["random"]
+
+
+def test_curvature_by_name_is_the_metric_it_came_from():
+    model, (x, _) = mlp(), data()
+    network = Network(model)
+    metric = ip.Reference(x).metric(model, "kronecker", coverage=1.0)
+    back = curvature(model, x).metric(network.space)
+    v = torch.randn(metric.dimension, dtype=torch.float64)
+    assert torch.allclose(back.mv(v), metric.mv(v)) and torch.allclose(back.solve(v, 0.1), metric.solve(v, 0.1))
+
+
+def test_merging_what_shares_a_factor_is_exact_and_counts_tasks():
+    model, (x, _) = mlp(), data()
+    one = curvature(model, x)
+    v = torch.randn(Network(model).space.dimension, dtype=torch.float64)
+    space = Network(model).space
+    twice = Curvature.merged([one, one], [1.0, 1.0])
+    assert twice.count == 2 and torch.allclose(twice.metric(space).mv(v), 2 * one.metric(space).mv(v))
+    thrice = Curvature.merged([twice, one], [1.0, 1.0])
+    assert torch.allclose(thrice.metric(space).mv(v), 3 * one.metric(space).mv(v))
+    faded = Curvature.merged([twice, one], [0.5, 1.0])
+    assert torch.allclose(faded.metric(space).mv(v), 2 * one.metric(space).mv(v))
+    whole, cut = (c.metric(space) for c in (one, one.truncated(2)))
+    assert 0 < cut.trace() < whole.trace()
+
+
+def test_a_memory_of_factors_keeps_no_data_and_merged_it_does_not_grow():
+    memory = ip.Memory(examples=0, factors=True, merge=True)
+    sizes = []
+    for k in range(3):
+        memory = memory.remember(mlp(seed=k), *data(k))
+        sizes.append(memory.bytes)
+        assert all(task.inputs is None and task.outputs is None for task in memory.tasks)
+    assert sizes[1] == sizes[2]
+    assert sum(task.curvature is not None for task in memory.tasks) == 1
+    assert memory.tasks[-1].curvature.count == 3
+    assert "3 tasks, 0 examples, 1 curvatures" in repr(memory)
+
+
+def test_decay_fades_old_tasks():
+    memory = ip.Memory(examples=0, factors=True, decay=0.5)
+    for k in range(3):
+        memory = memory.remember(mlp(seed=k), *data(k))
+    assert [task.weight for task in memory.tasks] == [0.25, 0.5, 1.0]
+
+
+def test_a_grown_head_has_no_curvature_on_its_new_outputs():
+    small, (x, _) = mlp(4), data()
+    grown = mlp(6)
+    with torch.no_grad():
+        grown[0].load_state_dict(small[0].state_dict())
+        grown[2].weight[:4], grown[2].bias[:4] = small[2].weight, small[2].bias
+    space = Network(grown).space
+    metric = curvature(small, x).metric(space)
+    v = space.flatten({name: torch.zeros_like(p) for name, p in grown.named_parameters()})
+    parts = space.unflatten(v)
+    parts["2.weight"][4:] = 1.0
+    assert float(metric.mv(space.flatten(parts)).abs().max()) == 0
+    memory = ip.Memory(examples=10).remember(small, x)
+    assert memory.references().bind(Network(grown), Network(grown).start).drift(Network(grown).start).judged < 1e-12
+
+
+@pytest.mark.parametrize(("examples", "factors"), [(12, False), (0, True), (5, True)])
+@pytest.mark.parametrize("kind", ["tensor", "mapping", "tuple"])
+def test_a_file_gives_back_the_same_bits(tmp_path, examples, factors, kind):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x):
+            return {"logits": self.body(x)}
+
+    x, y = data()
+    inputs = {"tensor": x, "mapping": {"x": x}, "tuple": (x,)}[kind]
+    memory = ip.Memory(examples, factors).remember(Wrapped(), inputs, y, name="a")
+    memory = memory.remember(Wrapped(), inputs, y, name="b")
+    memory.save(tmp_path / "memory.safetensors")
+    back = ip.Memory.load(tmp_path / "memory.safetensors")
+    back.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "memory.safetensors").read_bytes()
+    assert [t.name for t in back.tasks] == ["a", "b"] and back.bytes == memory.bytes
+    network = Network(Wrapped())
+    v = torch.randn(network.space.dimension, dtype=torch.float64)
+    for one, other in zip(memory.tasks, back.tasks):
+        assert type(one.inputs) is type(other.inputs)
+        if one.curvature is not None:
+            assert torch.equal(one.curvature.metric(network.space).mv(v), other.curvature.metric(network.space).mv(v))
+
+
+def test_a_file_that_is_cut_short_is_refused_and_the_old_one_stays(tmp_path):
+    file = tmp_path / "memory.safetensors"
+    ip.Memory(examples=12).remember(mlp(), *data()).save(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    with pytest.raises(DamagedFile):
+        ip.Memory.load(file)
+    file.write_bytes(whole)
+    with pytest.raises(TypeError, match="is a function, which no file holds"):
+        ip.Memory(examples=4).remember(mlp(), *data(), output=lambda returned: returned).save(file)
+    assert file.read_bytes() == whole
+
+
+def test_rows_give_way_to_a_byte_budget():
+    model, (x, y) = mlp(), data()
+    whole = ip.Memory(examples=40).remember(model, x, y).remember(mlp(seed=1), x, y)
+    tight = ip.Memory(examples=40, budget=whole.bytes // 2).remember(model, x, y).remember(mlp(seed=1), x, y)
+    assert tight.bytes <= whole.bytes // 2 and [t.rows for t in tight.tasks] == [10, 10]
+    with pytest.raises(ValueError, match="do not fit the budget of 100"):
+        ip.Memory(examples=4, factors=True, budget=100).remember(model, x, y)
+
+
+def test_a_trace_keeps_what_a_memory_holds():
+    model, (x, y) = mlp(), data()
+    memory = ip.Memory(examples=40).remember(model, x, y)
+    path = ip.trace(model, keep=memory, objective=ip.Task(*data(5)), tolerance=0.01, max_steps=5)
+    kept = memory.tasks[0]
+    p, p0 = path.model()(kept.inputs).softmax(1), kept.outputs.softmax(1)
+    assert path.steps[-1] > 0 and float((1 - (p * p0).sqrt().sum(1)).mean()) <= 0.01 + 1e-12
+    assert ip.trace(model, keep=ip.Memory(), objective=ip.Task(x, y), max_steps=1).drift_kind == "none"
+    with pytest.raises(ValueError, match="keeps no rows of the tasks '0'"):
+        ip.trace(model, keep=ip.Memory(0, factors=True).remember(model, x), objective=ip.Task(x, y))
+
+
+def test_mistakes_are_named():
+    model, (x, y) = mlp(), data()
+    memory = ip.Memory(examples=4).remember(model, x, y, name="a")
+    with pytest.raises(ValueError, match="has a task 'a' already"):
+        memory.remember(model, x, y, name="a")
+    with pytest.raises(ValueError, match="examples=0 needs factors=True"):
+        ip.Memory(examples=0)
+    with pytest.raises(ValueError, match="labels go up to 9, but the head of task '0' has 4 outputs"):
+        ip.Memory(examples=N).remember(model, x, torch.arange(N) % 10)
+    with pytest.raises(ValueError, match="a balanced choice needs labels"):
+        ip.Memory(choose="balanced").remember(model, x)
+    with pytest.raises(ValueError, match=r"another network, 2 parameters do not fit: '2.weight': \(4, 7\)"):
+        curvature(model, x).metric(Network(mlp(3)).space)
+
+
+def test_nothing_that_is_given_is_changed():
+    model, (x, y) = mlp(), data()
+    before, state = copy.deepcopy(model.state_dict()), torch.random.get_rng_state()
+    ip.Memory(examples=10, factors=True, choose="leverage").remember(model, x, y)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,191 @@
+"""The optimiser for a loop of one's own: its step in closed form, its promise, its resume."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import isopath as ip
+from isopath.geometry.divergence import divergence_of
+from isopath.network import Network
+
+N = 80
+
+
+def mlp(seed: int = 0, outputs: int = 3, norm: bool = False) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Linear(5, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh(), nn.Linear(8, outputs)]
+    return nn.Sequential(*layers).double()
+
+
+X = torch.randn(N, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = torch.arange(N) % 3
+NEW = torch.randn(N, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def point(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def backward(model: nn.Module) -> torch.Tensor:
+    model.zero_grad()
+    nn.functional.cross_entropy(model(NEW), Y).backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> nn.Module:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(NEW), Y).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("options", [{"examples": 0, "factors": True}, {"examples": 30, "factors": True}])
+def test_a_step_of_plain_descent_is_the_closed_form(options):
+    model = mlp()
+    memory = ip.Memory(**options, divergence="kl").remember(model, X)
+    network = Network(model)
+    metric = memory.tasks[0].curvature.metric(network.space)
+    with torch.no_grad():  # away from where the task was left, so that there is a pull
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3), dtype=p.dtype))
+    base = torch.optim.SGD(model.parameters(), 0.05)
+    optimizer = ip.optim.Invariant(base, model, memory, strength=2.0, damping=0.5, batch_size=30)
+    before, gradient = point(model), backward(model)
+    if options["examples"]:
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randint(30, (30,), generator=generator)
+        x, y0 = memory.tasks[0].inputs[rows], memory.tasks[0].outputs[rows]
+        theta = before.clone().requires_grad_(True)
+        kl = divergence_of("kl").rows(network(theta, x), y0).mean()
+        (pull,) = torch.autograd.grad(kl, theta)
+    else:
+        pull = metric.mv(before - network.start)
+    damping = 0.5 * 2.0 * metric.trace() / metric.dimension
+    step = -0.05 * damping * torch.linalg.solve(
+        torch.stack([2.0 * metric.mv(e) for e in torch.eye(len(before), dtype=before.dtype)])
+        + damping * torch.eye(len(before), dtype=before.dtype),
+        gradient + 2.0 * pull,
+    )  # fmt: skip
+    optimizer.step()
+    assert torch.allclose(point(model) - before, step, rtol=1e-9, atol=1e-12)
+
+
+def test_kept_outputs_move_less_than_under_the_base_optimiser_at_the_same_loss():
+    drifts, losses = [], []
+    for keep in (False, True):
+        model = mlp()
+        start = copy.deepcopy(model)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+        if keep:
+            memory = ip.Memory(examples=0, factors=True).remember(model, X)
+            optimizer = ip.optim.Invariant(optimizer, model, memory, tolerance=None, strength=20)
+        trained(model, optimizer, 60)
+        p, p0 = model(X).softmax(1), start(X).softmax(1)
+        drifts.append(float((1 - (p * p0).sqrt().sum(1)).mean().detach()))
+        losses.append(float(nn.functional.cross_entropy(model(NEW), Y).detach()))
+    assert drifts[1] < 0.2 * drifts[0] and losses[1] < 1.0986
+
+
+@pytest.mark.parametrize("keep", ["factors", "examples", "both", "reference"])
+def test_a_break_of_the_tolerance_is_rolled_back(keep):
+    model = mlp()
+    memory = {
+        "factors": lambda: ip.Memory(examples=0, factors=True).remember(model, X),
+        "examples": lambda: ip.Memory(examples=40).remember(model, X),
+        "both": lambda: ip.Memory(examples=40, factors=True).remember(model, X),
+        "reference": lambda: ip.Reference(X),
+    }[keep]()
+    base = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)
+    start = point(model)
+    optimizer = ip.optim.Invariant(base, model, memory, tolerance=1e-7, strength=0.01, damping=100.0, check_every=5)
+    with pytest.warns(UserWarning, match="is above the tolerance 1e-07 after 5 steps"):
+        trained(model, optimizer, 5)
+    assert torch.equal(point(model), start) and optimizer.rollbacks == 1 and optimizer.strength == 0.02
+    assert optimizer.drift() <= 1e-7
+    with pytest.warns(UserWarning, match="back to the last check"):
+        trained(model, optimizer, 50)
+    assert optimizer.check() <= 1e-7
+
+
+@pytest.mark.parametrize("base", [
+    lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
+    lambda p: torch.optim.AdamW(p, 0.01),
+    lambda p: torch.optim.RMSprop(p, 0.01),
+])  # fmt: skip
+@pytest.mark.parametrize("keep", ["factors", "examples"])
+def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep):
+    options = {"factors": {"examples": 0, "factors": True}, "examples": {"examples": 40}}[keep]
+    memory = ip.Memory(**options).remember(mlp(), X)
+
+    def fresh(state=None):
+        model = mlp()
+        if state is not None:
+            model.load_state_dict(state)
+        return model, ip.optim.Invariant(
+            base(model.parameters()), model, memory, tolerance=0.05, check_every=4, refresh=6
+        )
+
+    whole, optimizer = fresh()
+    trained(whole, optimizer, 18)
+    model, first = fresh()
+    trained(model, first, 12)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    again, second = fresh(model.state_dict())
+    second.load_state_dict(torch.load(file, weights_only=True))
+    trained(again, second, 6)
+    assert torch.equal(point(again), point(whole)) and second.steps == optimizer.steps == 18
+
+
+def test_schedules_clipping_and_accumulation_work_as_on_the_base():
+    model = mlp()
+    memory = ip.Memory(examples=0, factors=True).remember(model, X)
+    base = torch.optim.AdamW(model.parameters(), 0.01)
+    optimizer = ip.optim.Invariant(base, model, memory)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    for k in range(4):
+        nn.functional.cross_entropy(model(NEW), Y).backward()
+        if k % 2:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+    assert base.param_groups[0]["lr"] == pytest.approx(0.0025) and optimizer.steps == 2
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_running_statistics_of_the_model_are_those_that_drift_is_measured_with():
+    model = mlp(norm=True).train()
+    memory = ip.Memory(examples=40).remember(model, X)
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 1e-9), model, memory, tolerance=None)
+    trained(model, optimizer, 30)
+    kept = memory.tasks[0]
+    p, p0 = model.eval()(kept.inputs).softmax(1), kept.outputs.softmax(1)
+    assert optimizer.drift() == pytest.approx(float((1 - (p * p0).sqrt().sum(1)).mean().detach()), rel=1e-6)
+    assert optimizer.drift() > 1e-4
+
+
+def test_an_empty_memory_leaves_the_base_optimiser_alone():
+    a, b = mlp(), mlp()
+    trained(a, torch.optim.AdamW(a.parameters(), 0.01), 5)
+    trained(b, ip.optim.Invariant(torch.optim.AdamW(b.parameters(), 0.01), b, ip.Memory()), 5)
+    assert torch.equal(point(a), point(b))
+
+
+def test_mistakes_are_named():
+    model, other = mlp(), mlp(outputs=2)
+    memory = ip.Memory(examples=0, factors=True).remember(model, X)
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory)
+    with pytest.raises(ValueError, match="takes no closure"):
+        optimizer.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="2 of the model's are missing from it and 0 are not"):
+        ip.optim.Invariant(torch.optim.SGD(model[0].parameters(), 0.1), model, memory)
+    with pytest.raises(ValueError, match="the memory is of another network"):
+        ip.optim.Invariant(torch.optim.SGD(other.parameters(), 0.1), other, memory)
+    with pytest.raises(ValueError, match="strength must be >= 0"):
+        ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, damping=0.0)
