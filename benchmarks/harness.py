@@ -22,7 +22,10 @@ GROUND = ("space", "network", "examples", "objectives/objective", "objectives/ta
 RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "combined", "divergence", "exact", "factors", "gram",
        "identity", "kinds", "kronecker", "metric", "reference", "restricted", "solvers")),
        "objectives/sparsity", "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
-JOINED = (*GROUND, "evaluate", "path", "symmetry", "connect/curve", "connect/profile", "connect/statistics")
+# without what rescales units and what tries symmetries: no matching depends on them
+JOINED = (*GROUND, "evaluate", "path", *(f"symmetry/{name}" for name in ("arithmetic", "axes", "cells", "finder", "group",
+          "labels", "matching", "permutation", "similarity", "views")),
+          "connect/curve", "connect/profile", "connect/statistics")  # fmt: skip
 
 
 def arguments(description: str, **extra: Any) -> argparse.Namespace:

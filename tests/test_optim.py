@@ -189,3 +189,20 @@ def test_mistakes_are_named():
         ip.optim.Invariant(torch.optim.SGD(other.parameters(), 0.1), other, memory)
     with pytest.raises(ValueError, match="strength must be >= 0"):
         ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, damping=0.0)
+
+
+def test_in_mixed_precision_drift_is_measured_in_float32():
+    torch.manual_seed(0)
+    model = mlp().float()
+    memory = ip.Memory(examples=40).remember(model, X.float())
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, check_every=2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(NEW.float()), Y)
+        loss.backward()
+        optimizer.step()
+    kept = memory.tasks[0]
+    p, p0 = model(kept.inputs).softmax(1).double(), kept.outputs.softmax(1).double()
+    expected = float((1 - (p * p0).sqrt().sum(1)).mean().detach())
+    assert optimizer.drift() == pytest.approx(expected, rel=1e-3, abs=1e-7)

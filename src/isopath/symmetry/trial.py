@@ -44,10 +44,10 @@ class Trial:
             value, own = tensor.detach(), isinstance(tensor, nn.Parameter)
             if value.is_floating_point() and value.ndim <= 1 and (own or "running" in name):
                 noise = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-                value = (0.5 if fresh and own else value) + noise + (0.5 if "var" in name else -0.5)
+                value = value + noise + (0.5 if "var" in name else -0.5)
             elif fresh and own and value.is_floating_point():
                 noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-                value = noise * (2 / max(1, value[0].numel())) ** 0.5
+                value = noise * max(1, value[0].numel()) ** -0.5
             state[name] = value
         return state
 
