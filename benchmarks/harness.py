@@ -23,7 +23,8 @@ RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "combined", "divergen
        "identity", "kinds", "kronecker", "metric", "reference", "restricted", "solvers")),
        "objectives/sparsity", "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
 # without what rescales units and what tries symmetries: no matching depends on them
-JOINED = (*GROUND, "evaluate", "path", *(f"symmetry/{name}" for name in ("arithmetic", "axes", "cells", "finder", "group",
+JOINED = (*GROUND, "evaluate", "path",
+          *(f"symmetry/{name}" for name in ("arithmetic", "axes", "cells", "finder", "group",
           "labels", "matching", "permutation", "similarity", "views")),
           "connect/curve", "connect/profile", "connect/statistics")  # fmt: skip
 
