@@ -28,11 +28,13 @@ from benchmarks.harness import JOINED, RESULTS, arguments, run, table
 from benchmarks.networks import ViT, mlp, resnet20
 from isopath.connect import repaired
 from isopath.run import data as files
+from isopath.symmetry import balanced, nearest
 
 CACHE = Path("runs") / "benchmarks"
 MATCHED = 5000  # training images that alignment reads
 ESTIMATED = 2000  # of them, those that running statistics are estimated on
 LINES = ("unaligned", "activations", "mixed")
+ALL = ("unaligned", "activations", "weights", "mixed")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Protocol:
         data: `"mnist"`, `"fashion"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
         epochs, rate, decay, size: of training, by AdamW or SGD with Nesterov's momentum 0.9; the rate rises over a
             tenth of the steps and falls to zero in a straight line.
-        methods: of alignment.
+        methods: of alignment; `"rescaled"` aligns the balanced forms by activations and weights, and then rescales the
+            second network's units to be nearest to the first's.
         repair: activation variances are repaired between the ends.
         pairs: the most pairs.
         networks: the protocol whose networks are joined, where it is another one.
@@ -57,7 +60,7 @@ class Protocol:
     rate: float = 1e-3
     decay: float = 0.0
     size: int = 128
-    methods: tuple[str, ...] = ("unaligned", "activations", "weights", "mixed")
+    methods: tuple[str, ...] = ALL
     repair: bool = False
     pairs: int = 3
     networks: str = ""
@@ -65,12 +68,14 @@ class Protocol:
 
 PROTOCOLS = {
     "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
-    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5),
-    "cifar_mlp_repair": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, repair=True, networks="cifar_mlp"),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled")),
+    "cifar_mlp_repair": Protocol(
+        lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled"), repair=True, networks="cifar_mlp"
+    ),
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
     "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=LINES, pairs=2),
-    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=LINES),
+    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=(*LINES, "rescaled")),
 }
 
 
@@ -116,14 +121,18 @@ def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[s
     train, test = (loaded(root, p.data, part) for part in (True, False))
     a, b = (trained(p.networks or name, p, 2 * seed + i, train) for i in (0, 1))
     x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:MATCHED]]
-    if method != "unaligned":
+    if method == "rescaled":
+        found = ip.symmetries(a, x[:2])
+        a, b = balanced(a, found), balanced(b, found)
+        b = nearest(a, ip.align(a, b, x, method="mixed", symmetries=found, seed=seed)(b), found)
+    elif method != "unaligned":
         b = ip.align(a, b, x, method=method, seed=seed)(b)
     curve, task = ip.connect(a, b, curve="segment"), ip.Task(*test, batch_size=1000)
     if p.repair:
         profile = _repaired(curve, (a, b), task, x)
     else:
-        found = ip.along(curve, task, data=x[:ESTIMATED])
-        profile = [(loss, float(accuracy or 0)) for loss, accuracy in zip(found.loss, found.accuracy)]
+        way = ip.along(curve, task, data=x[:ESTIMATED])
+        profile = [(loss, float(accuracy or 0)) for loss, accuracy in zip(way.loss, way.accuracy)]
     losses, scores = ([row[k] for row in profile] for k in (0, 1))
     return {
         "ends": 50 * (scores[0] + scores[-1]),
@@ -169,7 +178,8 @@ def main() -> None:
                     "matched": MATCHED, "estimated": ESTIMATED,
                 }  # fmt: skip
                 work = partial(joined, name, p, args.data, method, seed)
-                rows.append(run(f"connect/{name}", method, seed, fixed, args, work, JOINED))
+                ran = (*JOINED, "symmetry/rescaling", "symmetry/trial") if method == "rescaled" else JOINED
+                rows.append(run(f"connect/{name}", method, seed, fixed, args, work, ran))
         columns = ["ends", "middle", "barrier", "accuracy_barrier", "seconds"]
         texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
     text = "\n\n".join(texts)

@@ -34,7 +34,10 @@ from isopath.paths import alternating
 TINY = Protocol(tiny_ten, "cifar16", 8, "sgd", 0.1, 5e-4)
 STEPS, SIZE, RATE, ROUNDS = (3200, 800), 128, 3e-3, 8
 EPS, ROBUST_STEPS, ROBUST_ROWS = 0.2, 200, 1000
-RAN = (*JOINED, "connect/training", "connect/proximal", "attacks", "objectives/robust")
+RAN = {
+    "tiny": (*JOINED, "connect/training", "connect/proximal"),
+    "robust": (*JOINED, "connect/training", "attacks", "objectives/robust"),
+}
 
 
 def pair(root: Path, seed: int) -> tuple[nn.Module, nn.Module, methods.Pair, methods.Pair, torch.Tensor]:
@@ -129,7 +132,7 @@ def main() -> None:
                 fixed = {"epochs": TINY.epochs, "rate": RATE, "size": SIZE, "steps": steps}
                 fixed |= {"eps": EPS, "rows": ROBUST_ROWS} if name == "robust" else {}
                 work = partial(curve if name == "tiny" else robust, args.data, method, steps, seed)
-                found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, RAN))
+                found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, RAN[name]))
         texts.append(f"{name}\n\n" + table(found, [*columns, *(["clean"] if name == "robust" else [])], "{:.4g}"))
     text = "\n\n".join(texts)
     if not args.only:

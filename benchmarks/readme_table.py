@@ -8,13 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
-METHODS = ("unaligned", "activations", "weights", "mixed")
+METHODS = ("unaligned", "activations", "weights", "mixed", "rescaled")
 LINES = {
     "mnist_mlp": "MNIST, 3 × 512",
     "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512",
+    "cifar_mlp_repair": "the same, variances repaired",
     "mnist_deep_norm": "MNIST, 10 × 128 with batch norm",
     "mnist_deep_repair": "MNIST, 5 × 128, variances repaired",
+    "cifar_resnet20": "CIFAR-10 at 16 × 16, ResNet-20",
+    "fashion_vit": "Fashion-MNIST, vision transformer",
 }
+CURVES = {
+    ("tiny", 0): "CIFAR-10 at 16 × 16, ten layers: the straight line",
+    ("tiny", 800): "a Bezier curve, 102,400 gradient evaluations",
+    ("tiny", 3200): "a Bezier curve, 409,600",
+    ("robust", 0): "MNIST under PGD, adversarially trained: the straight line",
+    ("robust", 200): "a Bezier curve",
+}
+CONTINUAL = ("fine-tuning", "ewc", "gpm", "kronecker posterior", "isopath", "joint")
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -64,8 +75,18 @@ def main() -> None:
         cells = [spread(values(f"connect/{protocol}", "unaligned", "ends"))]
         for method in METHODS:
             middle, rise = (values(f"connect/{protocol}", method, key) for key in ("middle", "barrier"))
-            cells.append(f"{spread(middle)} ({statistics.mean(rise):.3f})")
+            cells.append(f"{spread(middle)} ({statistics.mean(rise):.3f})" if rise else "–")
         print(f"| {what} | {' | '.join(cells)} |")
+    print("\n| lowest point of 25 on the way, % | ends | as they came | aligned |\n|---|---|---|---|")
+    for (protocol, steps), what in CURVES.items():
+        low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in ("unaligned", "aligned")]
+        ends = values(f"curves/{protocol}", f"aligned-{steps}", "ends")
+        print(f"| {what} | {spread(ends)} | {spread(low[0])} | {spread(low[1])} |")
+    print("\n| ten permutations of MNIST, no data kept | average, % | forgetting | seconds a task |\n|---|---|---|---|")
+    for method in CONTINUAL:
+        row = [values("continual/permuted", method, key) for key in ("average", "forgetting", "seconds_a_task")]
+        if row[0]:
+            print(f"| {method} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 0)} |")
 
 
 if __name__ == "__main__":

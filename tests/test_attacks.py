@@ -76,5 +76,9 @@ def test_mistakes_are_named():
         PGD(0.1, norm="l1")
     with pytest.raises(ValueError, match="eps must be"):
         PGD(-0.1)
+    with pytest.raises(ValueError, match=r"the inputs range from -1 to 2, outside of what the attack holds"):
+        PGD(0.1)(linear(), torch.linspace(-1, 2, 18, dtype=torch.float64).reshape(3, 6), Y[:3], generator())
+    with pytest.raises(ValueError, match=r"needs the loss of each row, \(3,\), got \(\)"):
+        PGD(0.1)(linear(), X[:3], Y[:3], generator(), torch.nn.functional.cross_entropy)
     with pytest.raises(TypeError, match=r"floating-point inputs within a ball, got torch\.int64"):
         PGD(0.1)(linear(), torch.zeros(3, 6, dtype=torch.int64), Y[:3], generator())

@@ -36,8 +36,9 @@ def test_it_is_the_mean_of_its_members(mean, batched):
     assert all(torch.equal(before[key], value) for key, value in models[0].state_dict().items())
 
 
-def test_gradients_reach_inputs_and_every_member():
-    together = ip.Ensemble(networks())
+@pytest.mark.parametrize("batched", [False, True])
+def test_gradients_reach_inputs_and_every_member(batched):
+    together = ip.Ensemble(networks(), batched=batched)
     x = X.clone().requires_grad_(True)
     together(x).square().sum().backward()
     assert float(x.grad.abs().sum()) > 0
@@ -61,6 +62,8 @@ def test_outputs_are_picked():
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="at least one network"):
         ip.Ensemble([])
+    with pytest.raises(ValueError, match="needs C >= 2 outputs"):
+        ip.Ensemble([nn.Linear(5, 1).double()])(X)
     with pytest.raises(ValueError, match="mean must be"):
         ip.Ensemble(networks(), "vote")
 

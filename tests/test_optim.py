@@ -90,9 +90,10 @@ def test_kept_outputs_move_less_than_under_the_base_optimiser_at_the_same_loss()
     assert drifts[1] < 0.2 * drifts[0] and losses[1] < 1.0986
 
 
+@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("keep", ["factors", "examples", "both", "reference"])
-def test_a_break_of_the_tolerance_is_rolled_back(keep):
-    model = mlp()
+def test_a_break_of_the_tolerance_is_rolled_back(keep, norm):
+    model = mlp(norm=norm).train()
     memory = {
         "factors": lambda: ip.Memory(examples=0, factors=True).remember(model, X),
         "examples": lambda: ip.Memory(examples=40).remember(model, X),
@@ -116,13 +117,14 @@ def test_a_break_of_the_tolerance_is_rolled_back(keep):
     lambda p: torch.optim.AdamW(p, 0.01),
     lambda p: torch.optim.RMSprop(p, 0.01),
 ])  # fmt: skip
-@pytest.mark.parametrize("keep", ["factors", "examples"])
-def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep):
-    options = {"factors": {"examples": 0, "factors": True}, "examples": {"examples": 40}}[keep]
-    memory = ip.Memory(**options).remember(mlp(), X)
+@pytest.mark.parametrize("stop", [1, 12, 15])
+@pytest.mark.parametrize("keep", ["factors", "examples", "reference"])
+def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep, stop):
+    options = {"factors": {"examples": 0, "factors": True}}.get(keep, {"examples": 40})
+    memory = ip.Reference(X) if keep == "reference" else ip.Memory(**options).remember(mlp(norm=True), X)
 
     def fresh(state=None):
-        model = mlp()
+        model = mlp(norm=True).train()
         if state is not None:
             model.load_state_dict(state)
         return model, ip.optim.Invariant(
@@ -132,13 +134,14 @@ def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(b
     whole, optimizer = fresh()
     trained(whole, optimizer, 18)
     model, first = fresh()
-    trained(model, first, 12)
+    trained(model, first, stop)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
     again, second = fresh(model.state_dict())
     second.load_state_dict(torch.load(file, weights_only=True))
-    trained(again, second, 6)
+    assert second.drift() == first.drift()
+    trained(again, second, 18 - stop)
     assert torch.equal(point(again), point(whole)) and second.steps == optimizer.steps == 18
 
 
@@ -206,3 +209,26 @@ def test_in_mixed_precision_drift_is_measured_in_float32():
     p, p0 = model(kept.inputs).softmax(1).double(), kept.outputs.softmax(1).double()
     expected = float((1 - (p * p0).sqrt().sum(1)).mean().detach())
     assert optimizer.drift() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_a_second_rollback_goes_back_as_far_and_a_schedule_goes_on():
+    model = mlp()
+    memory = ip.Memory(examples=40).remember(model, X)
+    base = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)
+    optimizer = ip.optim.Invariant(base, model, memory, tolerance=1e-9, strength=1e-3, damping=1e3, check_every=3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)
+    start = point(model)
+    with pytest.warns(UserWarning, match="back to the last check"):
+        for _ in range(9):
+            trained(model, optimizer, 1)
+            scheduler.step()
+    assert optimizer.rollbacks == 3 and torch.equal(point(model), start)
+    assert not base.state or all(float(s["momentum_buffer"].abs().sum()) == 0 for s in base.state.values() if s)
+    assert optimizer.param_groups[0] is base.param_groups[0]
+    assert base.param_groups[0]["lr"] == pytest.approx(0.9**9)
+
+
+def test_parameters_of_16_bits_are_refused():
+    model = mlp().to(torch.bfloat16)
+    with pytest.raises(ValueError, match="in 16 bits, in which a metric cannot be solved"):
+        ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, ip.Memory())

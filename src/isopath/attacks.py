@@ -58,7 +58,7 @@ class PGD:
 
     @property
     def evaluations(self) -> int:
-        """Passes per input: forward and backward for each step, and a forward to judge each restart."""
+        """Forward and backward passes per input; to judge each restart takes a forward pass more."""
         return self.restarts * self.steps
 
     def __call__(
@@ -80,6 +80,12 @@ class PGD:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"an attack moves floating-point inputs within a ball, got {got}")
+        low, high = (float(x.min()), float(x.max())) if x.numel() else (0.0, 0.0)
+        if (self.low is not None and low < self.low) or (self.high is not None and high > self.high):
+            raise ValueError(
+                f"the inputs range from {low:.3g} to {high:.3g}, outside of what the attack holds valid, {self.low} to "
+                f"{self.high}; give low= and high= of your inputs, or None for no bound"
+            )
         best, highest = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         with torch.enable_grad():
             for restart in range(self.restarts):
@@ -89,7 +95,12 @@ class PGD:
                     (gradient,) = torch.autograd.grad(loss(function(point), y).sum(), point)
                     point = self._inside(point.detach() + self._step(gradient), x)
                 with torch.no_grad():
-                    value = loss(function(point), y).reshape(len(x)).to(highest)
+                    value = loss(function(point), y).to(highest)
+                if value.shape != (len(x),):
+                    raise ValueError(
+                        f"an attack needs the loss of each row, ({len(x)},), got {tuple(value.shape)}; use "
+                        'reduction="none"'
+                    )
                 better = value > highest
                 highest = torch.where(better, value, highest)
                 best = torch.where(_shaped(better, x), point, best)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import functional_call, vmap
 
 from isopath.network import Output, pick, plain_kernels
 
@@ -54,7 +54,9 @@ class Ensemble(nn.Module):
         with plain_kernels():
             if not self.batched:
                 return torch.stack([pick(model(*args, **kwargs), self.output) for model in self.models])
-            parameters, buffers = stack_module_state(list(self.models))
+            # not torch.func's stack_module_state: that cuts the graph to the members' parameters
+            every = [dict(m.named_parameters()) for m in self.models], [dict(m.named_buffers()) for m in self.models]
+            parameters, buffers = ({n: torch.stack([own[n] for own in named]) for n in named[0]} for named in every)
             template = self.models[0]
 
             def run(parameters: Any, buffers: Any) -> Tensor:
@@ -67,4 +69,6 @@ class Ensemble(nn.Module):
         outputs = self.members(*args, **kwargs)
         if self.mean == "logits":
             return outputs.mean(0)
+        if outputs.shape[-1] == 1:
+            raise ValueError('the mean of probabilities needs C >= 2 outputs, got C = 1; use mean="logits"')
         return outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(self))).log().to(outputs)

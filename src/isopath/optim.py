@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Invariant(Optimizer):
     last check, and λ doubles. Between checks nothing is promised.
 
     Clip gradients, accumulate them, schedule the rate as you would for the base optimiser: both share their parameter
-    groups. Parameters may be in a lower precision; the drift is measured in that of the outputs, at least float32.
+    groups. For mixed precision keep the parameters in float32, as `torch.autocast` does: the drift is then measured in
+    float32.
 
     Args:
         base: the optimiser to steer; it must hold the model's trainable parameters.
@@ -60,6 +62,10 @@ class Invariant(Optimizer):
         strength: float = 1.0, damping: float = DAMPING, check_every: int = 100, refresh: int = 50,
         batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
     ) -> None:  # fmt: skip
+        dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+        if dtypes & {torch.float16, torch.bfloat16}:
+            raise ValueError("the parameters are in 16 bits, in which a metric cannot be solved; keep them in float32 "
+                             "and run the model under torch.autocast")  # fmt: skip
         if strength < 0 or not damping > 0 or check_every < 1 or refresh < 1:
             raise ValueError(
                 f"strength must be >= 0, damping > 0, check_every and refresh >= 1, got {strength}, {damping}, "
@@ -76,7 +82,9 @@ class Invariant(Optimizer):
         self.steps = self.rollbacks = 0
         self._model = model
         self._curved, self._rows = _pulls(keep, self.network, seed)
-        self._metric, self._damping = self._built()
+        self._metric: Metric | None = None
+        self._damping = 1.0
+        self._build()
         self._anchor = self._saved()
 
     # --- a step -----------------------------------------------------------------------------------------------------
@@ -94,7 +102,7 @@ class Invariant(Optimizer):
                 "at points that nothing has steered; choose a base optimiser without one"
             )
         if not self._curved and self.steps and self.steps % self.refresh == 0:
-            self._metric, self._damping = self._built()
+            self._build()
         before = self._point()
         if self._metric is not None:
             self._add(self._pull(before))
@@ -121,11 +129,14 @@ class Invariant(Optimizer):
         """What speaks for each task: its rows, or else its curvature."""
         return [*self._rows, *(pull for pull in self._curved if not pull.measured)]
 
-    def _built(self) -> tuple[Metric | None, float]:
+    def _build(self, buffers: dict[str, Tensor] | None = None) -> None:
         """The metric of everything that is kept, and its damping: curvature that is kept, or else that of the rows."""
+        buffers = self._buffers() if buffers is None else buffers
+        self._source = self._point(), buffers, self.strength
+        self._metric, self._damping = None, 1.0
         if not self.strength or not (self._curved or self._rows):
-            return None, 1.0
-        self._synced()
+            return
+        self._synced(buffers)
         terms = [(pull.weight, pull.curvature) for pull in self._curved]
         if not terms:
             theta = self._point()
@@ -133,12 +144,12 @@ class Invariant(Optimizer):
         merged = Curvature.merged([term for _, term in terms], [self.strength * weight for weight, _ in terms])
         metric = merged.metric(self.network.space)
         mean = metric.trace() / metric.dimension
-        return metric, self.damping * mean if mean > 0 else 1.0
+        self._metric, self._damping = metric, self.damping * mean if mean > 0 else 1.0
 
-    def _synced(self) -> None:
-        """Takes over the model's running statistics, which training has moved."""
+    def _synced(self, buffers: dict[str, Tensor]) -> None:
+        """Takes over the model's running statistics, which training moves."""
         own = dict(self.network._skeleton.named_buffers())
-        for name, buffer in self._model.named_buffers():
+        for name, buffer in buffers.items():
             own[name].copy_(buffer)
 
     # --- the promise ------------------------------------------------------------------------------------------------
@@ -146,9 +157,11 @@ class Invariant(Optimizer):
     @torch.no_grad()
     def drift(self) -> float:
         """The largest drift of any task: measured on its kept rows, or from its curvature where no rows are kept."""
-        self._synced()
+        self._synced(self._buffers())
         theta = self._point()
-        return max((pull.drift(theta) for pull in self._judges()), default=0.0)
+        found = max((pull.drift(theta) for pull in self._judges()), default=0.0)
+        self._synced(self._source[1])  # steps read those of the last build, so that measuring changes nothing
+        return found
 
     def check(self) -> float:
         """Measures the drift now; a break of the tolerance is rolled back to the last check, and λ doubles.
@@ -164,13 +177,14 @@ class Invariant(Optimizer):
             f"check, with strength {2 * self.strength:g}",
             stacklevel=2,
         )
-        theta, state = self._anchor
+        theta, buffers, state = self._anchor
         self._write(theta)
-        self.base.load_state_dict(_with_groups(state, self.base))
-        self.state = self.base.state
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(buffers[name])
+        self._restored(_with_groups(state, self.base))
         self.rollbacks += 1
         self.strength *= 2
-        self._metric, self._damping = self._built()
+        self._build()
         return self.drift()
 
     # --- points -----------------------------------------------------------------------------------------------------
@@ -190,24 +204,42 @@ class Invariant(Optimizer):
             else:
                 parameter.grad.add_(value)
 
-    def _saved(self) -> tuple[Tensor, dict[str, Any]]:
-        return self._point(), copy.deepcopy(self.base.state_dict())
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
+
+    def _saved(self) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        return self._point(), self._buffers(), copy.deepcopy(self.base.state_dict())
+
+    def _restored(self, state: dict[str, Any]) -> None:
+        """Gives the base optimiser a copy of a state; its groups' dictionaries stay, which schedulers hold."""
+        groups = self.base.param_groups
+        self.base.load_state_dict(copy.deepcopy(state))
+        for group, new in zip(groups, self.base.param_groups):
+            group.update(new)
+        self.base.param_groups = self.param_groups = groups
+        self.state = self.base.state
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The base optimiser's state and its own."""
-        theta, state = self._anchor
-        own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks}
-        return {**self.base.state_dict(), "invariant": {**own, "anchor": theta, "anchor_state": state}}
+        own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
+        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows]}
+        return {**self.base.state_dict(), "invariant": own}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a saved state: load the model's weights first, and give the same memory."""
+        """Goes on from a saved state: load the model's weights first, and give the same memory or reference."""
         own = state_dict["invariant"]
-        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "invariant"})
-        self.param_groups, self.state = self.base.param_groups, self.base.state
-        self.steps, self.strength, self.rollbacks = own["steps"], own["strength"], own["rollbacks"]
-        self._anchor = own["anchor"].to(self._point()), own["anchor_state"]
-        self._metric, self._damping = self._built()
+        self._restored({key: value for key, value in state_dict.items() if key != "invariant"})
+        self.steps, self.rollbacks, self._anchor = own["steps"], own["rollbacks"], own["anchor"]
+        for rows, outputs in zip(self._rows, own["kept"]):
+            rows.bind(outputs)
+        # the metric in force was built at an earlier point, with the strength of then
+        theta, buffers, self.strength = own["built"]
+        now = self._point()
+        self._write(theta.to(now))
+        self._build(buffers)
+        self._write(now)
+        self.strength = own["strength"]
 
 
 def _with_groups(state: dict[str, Any], base: Optimizer) -> dict[str, Any]:
@@ -246,8 +278,17 @@ class _Rows:
     """A task of which rows are kept, with their outputs."""
 
     def __init__(self, reference: Reference, weight: float, network: Network, seed: int) -> None:
-        self.reference, self.weight, self.network = reference, weight, network
-        self.kept, self.seed = reference.bind(network, network.start, seed), seed
+        self.reference, self.weight, self.network, self.seed = reference, weight, network, seed
+        kept = reference.outputs
+        if kept is None:  # as the model is now: later it will be another, and its statistics too
+            kept = torch.cat([batch.kept for batch in reference.whole(network, network.start).batches])
+        self.bind(kept)
+
+    def bind(self, outputs: Tensor) -> None:
+        """Takes the outputs to keep."""
+        self.outputs = outputs
+        self.reference = replace(self.reference, outputs=outputs)
+        self.kept = self.reference.bind(self.network, self.network.start, self.seed)
 
     def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
         """∇D on the batch of a step."""
@@ -268,7 +309,7 @@ def _pulls(keep: Memory | Reference | References, network: Network, seed: int) -
         return [], [_Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
     curved, rows, scale = [], [], _scale(keep.divergence)
     with_rows = [task for task in keep.tasks if task.outputs is not None]
-    for i, (task, part) in enumerate(zip(with_rows, keep.references().parts)):
+    for i, (task, part) in enumerate(zip(with_rows, keep.references(network.space.device).parts)):
         rows.append(_Rows(part, task.weight / scale, network, seed + i))
     for task in keep.tasks:
         if task.curvature is not None:

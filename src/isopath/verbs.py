@@ -124,7 +124,7 @@ def _tracer(
     max_steps, max_evaluations = budget
     return Tracer.of(
         network,
-        _references(keep),
+        _references(keep, network),
         as_objective(objective),
         seed,
         tolerance=tolerance,
@@ -136,7 +136,7 @@ def _tracer(
     )
 
 
-def _references(keep: Reference | References | Memory | None) -> Reference | References | None:
+def _references(keep: Reference | References | Memory | None, network: Network) -> Reference | References | None:
     """What a trace can measure drift on."""
     if not isinstance(keep, Memory):
         return keep
@@ -146,7 +146,7 @@ def _references(keep: Reference | References | Memory | None) -> Reference | Ref
             f"the memory keeps no rows of the tasks {', '.join(map(repr, bare))}, and a trace measures drift on rows; "
             "give the memory examples, or steer your own loop by factors alone with isopath.optim.Invariant"
         )
-    return keep.references() if keep.tasks else None
+    return keep.references(network.space.device) if keep.tasks else None
 
 
 def _opened(

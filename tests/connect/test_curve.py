@@ -161,3 +161,13 @@ def test_a_saved_curve_is_read_back_to_the_bit(tmp_path, curve):
         found.save(tmp_path / "curve")
     with pytest.raises(ValueError):
         ip.paths.Curve.load(tmp_path / "curve", nn.Linear(4, 3))
+
+
+def test_parameters_that_do_not_move_must_be_equal():
+    a, b = mlp(0), mlp(1)
+    with pytest.raises(ValueError, match=r"2 parameters that do not move differ in the two networks, '0\.weight'"):
+        ip.connect(a, b, TASK, trainable=["2.*"])
+    b[0].load_state_dict(a[0].state_dict())
+    assert same(ip.connect(a, b, curve="segment", trainable=["2.*"]).model(1), b)
+    with pytest.raises(ValueError, match=r"torch\.bfloat16, in which a curve cannot be trained"):
+        ip.connect(a.bfloat16(), b.bfloat16(), TASK)

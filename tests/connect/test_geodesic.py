@@ -59,7 +59,7 @@ def test_a_geodesic_is_shorter_and_not_below_the_great_circle():
     circle = math.sqrt(float(overlap.acos().square().mean()))
     assert circle < after < before
     assert [row["step"] for row in found.history] == list(range(600))
-    assert found.history[-1]["evaluations"] == 600 * 2 * 60
+    assert found.history[-1]["evaluations"] == pytest.approx(600 * 60 * (2 + 1 / 3))
 
 
 def test_raising_the_degree_leaves_the_curve_where_it_was():
@@ -76,3 +76,11 @@ def test_it_repeats_to_the_bit():
     curve, keep = bent(mlp(0), mlp(1)), ip.Reference(X)
     one, two = (geodesic(curve, keep, steps=20, seed=3)(0.3) for _ in range(2))
     assert torch.equal(one, two)
+
+
+def test_masks_and_weights_of_the_reference_count():
+    curve = bent(mlp(0), mlp(1))
+    some = functional_length(curve, ip.Reference(X[:20]))
+    weights = (torch.arange(60) < 20).double()
+    assert functional_length(curve, ip.Reference(X, weights=weights)) == pytest.approx(some, rel=1e-9)
+    assert functional_length(curve, ip.Reference(X)) != pytest.approx(some, rel=1e-3)

@@ -160,6 +160,11 @@ def test_rows_give_way_to_a_byte_budget():
     whole = ip.Memory(examples=40).remember(model, x, y).remember(mlp(seed=1), x, y)
     tight = ip.Memory(examples=40, budget=whole.bytes // 2).remember(model, x, y).remember(mlp(seed=1), x, y)
     assert tight.bytes <= whole.bytes // 2 and [t.rows for t in tight.tasks] == [10, 10]
+    with pytest.raises(ValueError, match="1 examples cannot be shared by 2 tasks: nothing would be kept of '1'"):
+        ip.Memory(examples=1).remember(model, x, y).remember(mlp(seed=1), x, y)
+    assert [t.rows for t in ip.Memory(examples=7).remember(model, x).remember(model, x).tasks] == [4, 3]
+    with pytest.raises(ValueError, match="do not fit the budget of 50"):
+        ip.Memory(examples=4, budget=50).remember(model, x, y)
     with pytest.raises(ValueError, match="do not fit the budget of 100"):
         ip.Memory(examples=4, factors=True, budget=100).remember(model, x, y)
 
@@ -197,3 +202,27 @@ def test_nothing_that_is_given_is_changed():
     ip.Memory(examples=10, factors=True, choose="leverage").remember(model, x, y)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_rows_of_a_dataset_that_draws_anew_are_kept_with_their_own_outputs():
+    class Noisy(torch.utils.data.Dataset):
+        def __len__(self):
+            return N
+
+        def __getitem__(self, i):
+            return torch.randn(5, dtype=torch.float64), i % 4
+
+    model = mlp()
+    task = ip.Memory(examples=20).remember(model, Noisy()).tasks[0]
+    assert torch.allclose(task.outputs, model(task.inputs))
+
+
+def test_a_frozen_network_is_remembered_by_rows_and_what_moves_by_curvature():
+    model, (x, _) = mlp().requires_grad_(False), data()
+    assert ip.Memory(examples=5).remember(model, x).tasks[0].rows == 5
+    model[2].requires_grad_(True)
+    memory = ip.Memory(examples=0, factors=True).remember(model, x)
+    assert set(memory.tasks[0].curvature.shapes) == {"2.weight", "2.bias"}
+    whole = ip.Memory(examples=0, factors=True).remember(mlp(), x, trainable=["2.*"])
+    assert set(whole.tasks[0].curvature.shapes) == {"2.weight", "2.bias"}
+    ip.optim.Invariant(torch.optim.SGD(model[2].parameters(), 0.1), model, whole)

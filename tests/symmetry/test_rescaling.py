@@ -67,6 +67,18 @@ def test_powers_are_those_of_the_function(function, powers):
     assert sorted(map(sorted, (e.items() for e in changed))) == sorted(map(sorted, (e.items() for e in wanted)))
 
 
+def test_a_mask_of_minus_infinity_hides_nothing():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.b(self.a(x).clamp(-1e6, 1e6)) + torch.tensor([0.0, 0.0, 0.0, -torch.inf])
+
+    assert symmetries(Masked(), torch.randn(3, 4)).scalings == ()
+
+
 @pytest.mark.parametrize("name", ["mlp", "resnet20", "vit, packed", "grouped conv", "gpt, tied"])
 def test_equal_networks_have_one_balanced_form(name):
     model, example = built(name)

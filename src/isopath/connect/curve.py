@@ -72,7 +72,7 @@ class Curve(Path):
                 named[name].copy_(torch.lerp(a, b, t) if a.is_floating_point() else (a if t < 0.5 else b))
         return module
 
-    def ensemble(self, count: int, data: Any = None) -> Ensemble:
+    def ensemble(self, count: int, data: Any = None, **options: Any) -> Ensemble:
         """The networks at evenly spaced t, both ends included, as one: their mean probabilities.
 
         Points of a trained curve are good networks that differ (fast geometric ensembles, Garipov et al. 2018).
@@ -80,10 +80,11 @@ class Curve(Path):
         Args:
             count: how many, at least 2.
             data: inputs on which running statistics are estimated anew; see `model`.
+            options: of `Ensemble`.
         """
         if count < 2:
             raise ValueError(f"an ensemble along a curve has both ends and so at least 2 networks, got {count}")
-        return Ensemble([self.model(i / (count - 1), data) for i in range(count)])
+        return Ensemble([self.model(i / (count - 1), data) for i in range(count)], **options)
 
     def save(self, folder: str | FilePath) -> None:
         """Writes every control point, as a state dict in safetensors, and the kind of curve.
@@ -184,6 +185,7 @@ def begin(
         model_b = permutation(model_b)
     network, other = BatchNetwork(model_a, trainable), Network(model_b, trainable)
     _same(network, other)
+    _same_rest(network, model_a, model_b)
     ends = dict(model_a.named_buffers()), dict(model_b.named_buffers())
     kept = tuple({name: b.detach().clone() for name, b in buffers.items()} for buffers in ends)
     a, b = network.start, other.start
@@ -196,6 +198,19 @@ def begin(
     made: Bezier | PolyChain = Bezier(points) if curve == "bezier" else PolyChain(points)
     training = Training(made, network, as_objective(objective), steps, rate, sampling, seed)
     return Curve(made, plain, kept), training  # type: ignore[arg-type]
+
+
+def _same_rest(network: Network, model_a: nn.Module, model_b: nn.Module) -> None:
+    """Raises `ValueError` where a parameter that does not move differs, or where 16 bits are too few to train in."""
+    b, moving = dict(model_b.named_parameters()), set(network.space.names)
+    rest = [name for name, p in model_a.named_parameters() if name not in moving and not torch.equal(p, b[name])]
+    if rest:
+        raise ValueError(
+            f"{len(rest)} parameters that do not move differ in the two networks, {rest[0]!r} the first; a curve ends "
+            "in the second network only if they are equal: select them with trainable=, or make them equal"
+        )
+    if network.space.dtype in (torch.float16, torch.bfloat16):
+        raise ValueError(f"the parameters are {network.space.dtype}, in which a curve cannot be trained; use .float()")
 
 
 def _same(a: Network, b: Network) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -64,9 +64,9 @@ class Curvature:
     count: float = 1.0
 
     @classmethod
-    def of(cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 1.0) -> Curvature:
+    def of(cls, network: Network, theta: Tensor, batches: Iterable[Batch], coverage: float = 1.0) -> Curvature:
         """Built in one pass over the rows; see `Kronecker.of`."""
-        return cls.named(Kronecker.of(network, theta, batches, coverage))
+        return cls.named(Kronecker.of(network, theta, batches, coverage))  # type: ignore[arg-type]
 
     @classmethod
     def named(cls, metric: Kronecker) -> Curvature:
@@ -76,11 +76,11 @@ class Curvature:
         names = dict(zip(ends, space.names))
         layers = []
         for block in metric.blocks:
-            tensors = {part: getattr(block, part) for part in ("input_values", "input_vectors", "output_values",
-                                                               "output_vectors")}  # fmt: skip
+            tensors = {part: getattr(block, part).cpu() for part in ("input_values", "input_vectors", "output_values",
+                                                                     "output_vectors")}  # fmt: skip
             weight, bias = (None if place is None else names[place.start] for place in (block.weight, block.bias))
             layers.append(Factors(weight, bias, block.shape[0], tensors))
-        diagonal = {names[place.start]: values for place, values in metric.diagonal}
+        diagonal = {names[place.start]: values.cpu() for place, values in metric.diagonal}
         return cls(tuple(layers), diagonal, {n: tuple(s) for n, s in zip(space.names, space.shapes)})
 
     def metric(self, space: Space) -> Kronecker:
@@ -122,7 +122,7 @@ class Curvature:
             got = known.get(name)
             grown = got is not None and len(got) == len(shape) and got[0] >= shape[0] and tuple(got[1:]) == shape[1:]
             if not grown:
-                there = "missing" if got is None else tuple(got)
+                there = "missing or frozen" if got is None else tuple(got)
                 wrong.append(f"{name!r}: {shape} in the memory, {there} in the model")
         if wrong:
             said = "; ".join(wrong[:3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.examples import Examples
+from isopath.examples import Examples, to
+from isopath.geometry.batch import Batch
 from isopath.geometry.choice import Choice, chosen
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.divergence import divergence_of
 from isopath.geometry.reference import Reference, References
 from isopath.network import Network, Output, pick
+from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
 ROWS = 10_000  # rows of a task that its curvature is measured on
@@ -123,8 +125,9 @@ class Memory:
         return sum(task.bytes for task in self.tasks)
 
     def remember(
-        self, model: nn.Module, x: Any, y: Any = None, name: str | None = None, output: Output = None
-    ) -> Memory:
+        self, model: nn.Module, x: Any, y: Any = None, name: str | None = None, output: Output = None,
+        trainable: Trainable = None,
+    ) -> Memory:  # fmt: skip
         """A new memory with one more task, as `model` does it now.
 
         Args:
@@ -133,37 +136,41 @@ class Memory:
             y: labels, kept with the rows; a dataset of pairs brings its own.
             name: of the task; its number by default.
             output: picks the task's head in what the model returns (see `Network`).
+            trainable: the parameters whose curvature is kept, as for `trace`; those that will be trained later.
 
         Raises:
-            ValueError: a task of that name is remembered already, labels leave the head, or the factors alone do not
-                fit the budget.
+            ValueError: a task of that name is remembered already, labels leave the head, the factors alone do not fit
+                the budget, or a task would be left with nothing.
         """
         name = str(len(self)) if name is None else name
         if name in {task.name for task in self.tasks}:
             raise ValueError(f"the memory has a task {name!r} already; give another name=")
-        data, network = Examples.of(x, y, what="the task's inputs"), Network(model)
-        task = Remembered(name, head=output)
+        data, task = Examples.of(x, y, what="the task's inputs"), Remembered(name, head=output)
         if self.examples:
-            task = self._with_rows(task, network, data)
+            task = self._with_rows(task, Network(model, lambda _: True), data)
         if self.factors:
-            task = self._with_curvature(task, network, data)
+            task = self._with_curvature(task, Network(model, trainable), data)
         older = [replace(t, weight=self.decay * t.weight) for t in self.tasks]
         return replace(self, tasks=tuple(older))._joined(task)._fitted()
 
     def _with_rows(self, task: Remembered, network: Network, data: Examples) -> Remembered:
-        count = min(self.examples, len(data))
-        _, labels = data.take(torch.arange(len(data))) if self.choose == "balanced" else (None, None)
+        count, labels = min(self.examples, len(data)), None
+        if self.choose == "balanced":
+            found = [data.take(part)[1] for part in torch.arange(len(data)).split(256)]
+            labels = None if found[0] is None else torch.cat(found).cpu()
         rows = chosen(
             self.choose, count, network, data, labels, task.head, self.divergence, self.seed + len(self) * 7919
         )
-        inputs, labels = data.take(rows)
+        inputs, labels = data.take(rows)  # once: a dataset that augments would give others the next time
         with torch.no_grad():
-            pieces = [network(network.start, data.take(part, network.space.device)[0], task.head)
-                      for part in rows.split(256)]  # fmt: skip
-        outputs = torch.cat(pieces).cpu()
-        if labels is not None and not labels.is_floating_point() and int(labels.max()) >= outputs.shape[-1]:
+            pieces = [network(network.start, to(_each(inputs, lambda t: t[at]), network.space.device), task.head)  # noqa: B023
+                      for at in torch.arange(len(rows)).split(256)]  # fmt: skip
+        outputs, labels = torch.cat(pieces).cpu(), None if labels is None else labels.cpu()
+        classes = divergence_of(self.divergence).softmax and labels is not None and not labels.is_floating_point()
+        highest = int(labels.max()) if classes and labels is not None else -1
+        if highest >= outputs.shape[-1]:
             raise ValueError(
-                f"labels go up to {int(labels.max())}, but the head of task {task.name!r} has {outputs.shape[-1]} "
+                f"labels go up to {highest}, but the head of task {task.name!r} has {outputs.shape[-1]} "
                 "outputs; pick the right head with output=, or let it grow first"
             )
         inputs = _each(inputs, lambda tensor: tensor.cpu().clone())
@@ -172,13 +179,23 @@ class Memory:
     def _with_curvature(self, task: Remembered, network: Network, data: Examples) -> Remembered:
         generator = torch.Generator().manual_seed(self.seed + len(self))
         rows = torch.randperm(len(data), generator=generator)[:ROWS]
-        inputs, _ = data.take(rows)
-        part = Reference(inputs, self.divergence, output=task.head).whole(network, network.start)
-        found = Curvature.of(network, network.start, part.batches)
+        columns: list[int] = []
+
+        def batches() -> Iterator[Batch]:  # streamed: no more than one is in memory
+            for part in rows.split(256):
+                inputs, _ = data.take(part, network.space.device)
+                with torch.no_grad():
+                    y = network(network.start, inputs, task.head)
+                divergence.check(y)
+                columns.append(y.shape[-1])
+                weight = torch.full(y.shape[:-1], 1 / (len(rows) * max(1, y.shape[1:-1].numel()))).to(y)
+                yield Batch(inputs, y, weight, divergence, task.head)
+
+        divergence = divergence_of(self.divergence)
+        found = Curvature.of(network, network.start, batches())
         found = found if self.rank is None else found.truncated(self.rank)
         centre = {name: t.cpu() for name, t in network.space.unflatten(network.start.clone()).items()}
-        columns = part.batches[0].kept.shape[-1]
-        return replace(task, curvature=found, centre=centre, columns=columns)
+        return replace(task, curvature=found, centre=centre, columns=columns[0])
 
     def _joined(self, task: Remembered) -> Memory:
         """With one more task; where factors are merged, the newest task holds those of all."""
@@ -191,8 +208,15 @@ class Memory:
             merged = merged if self.rank is None else merged.truncated(self.rank)
             tasks = [replace(t, curvature=None, centre=None) for t in tasks]
             task = replace(task, curvature=merged)
-        share = self.examples // (len(tasks) + 1)
-        return replace(self, tasks=tuple(t.first(share) for t in (*tasks, task)))
+        share, left = divmod(self.examples, len(tasks) + 1)
+        kept = tuple(t.first(share + (i < left)) for i, t in enumerate((*tasks, task)))
+        empty = [t.name for t in kept if not t.rows and not self.factors]
+        if empty:
+            raise ValueError(
+                f"{self.examples} examples cannot be shared by {len(kept)} tasks: nothing would be kept of "
+                f"{', '.join(map(repr, empty))}; give more examples=, or factors=True"
+            )
+        return replace(self, tasks=kept)
 
     def _fitted(self) -> Memory:
         """With as many rows as the byte budget allows."""
@@ -202,21 +226,22 @@ class Memory:
         while rows and self.bytes > self.budget:
             rows -= 1
             smaller = tuple(task.first(rows) for task in self.tasks)
-            if sum(task.bytes for task in smaller) <= self.budget:
+            if (rows or self.factors) and sum(task.bytes for task in smaller) <= self.budget:
                 return replace(self, tasks=smaller)
         raise ValueError(
-            f"{self.bytes:,} bytes of factors and centres do not fit the budget of {self.budget:,}; "
-            "give a rank, merge=True, or a larger budget"
+            f"{self.bytes:,} bytes do not fit the budget of {self.budget:,}, not with a single row of each task; "
+            "give a larger budget, or for factors a rank or merge=True"
         )
 
     # --- what a trace and an optimiser read --------------------------------------------------------------------------
 
-    def references(self) -> References:
-        """The kept rows of every task, each a reference with the outputs that it was left with."""
+    def references(self, device: torch.device | None = None) -> References:
+        """The kept rows of every task, each a reference with the outputs that it was left with, on a device."""
         parts = []
         for task in self.tasks:
             if task.outputs is not None:
-                parts.append(Reference(task.inputs, self.divergence, task.outputs, _Head(task.head, task.columns)))
+                inputs = task.inputs if device is None else to(task.inputs, device)
+                parts.append(Reference(inputs, self.divergence, task.outputs, _Head(task.head, task.columns)))
         return References(tuple(parts))
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -303,7 +328,7 @@ def _named(inputs: Any) -> list[tuple[str, Tensor]]:
     if isinstance(inputs, Tensor):
         return [("", inputs)]
     items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
-    return [(f".{key}", value) for key, value in items]
+    return [(f".{key}", value) for key, value in items if isinstance(value, Tensor)]
 
 
 def _unnamed(tensors: Mapping[str, Tensor], kind: str) -> Any:

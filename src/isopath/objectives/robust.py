@@ -24,7 +24,8 @@ class Robust(Task):
         eps: radius of the ball, in units of the inputs.
         attack: `PGD(eps)` by default: 10 steps within the largest absolute change, inputs in [0, 1]. With an attack of
             your own `eps` is not read.
-        loss, outputs, batch_size, weights: as for `Task`.
+        loss: as for `Task`, but a function must return one value per row.
+        outputs, batch_size, weights: as for `Task`.
         seed: of the attack's random starts; the same batch and point have the same attack.
     """
 

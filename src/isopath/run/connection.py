@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -201,10 +202,19 @@ def _findings(job: Connection, curve: Curve, permutation: Permutation | None) ->
     others = {other: along(curve, each, data=job.data) for other, each in job.tasks.items() if other != name}
     found["others"] = {other: asdict(profile) for other, profile in others.items()}
     if job.tree["plane"]:
-        inputs, targets = task.examples.take(torch.arange(min(PLANE_ROWS, len(task))))
-        few = Task(inputs, targets, task.loss, task.outputs, task.batch_size)
-        found["landscape"] = asdict(plane(curve, few, job.tree["plane"], data=job.data))
+        found["landscape"] = asdict(plane(curve, _first(task, PLANE_ROWS), job.tree["plane"], data=job.data))
     return found
+
+
+def _first(task: Task, count: int) -> Task:
+    """The same task, attacked or not, on its first rows."""
+    rows = torch.arange(min(count, len(task)))
+    few, (inputs, targets) = copy.copy(task), task.examples.take(rows)
+    few.__dict__.pop("examples", None)
+    weights = None if task.weights is None else task.weights[rows]
+    for name, value in (("x", inputs), ("y", targets), ("weights", weights)):
+        object.__setattr__(few, name, value)
+    return few
 
 
 def _curves(job: Connection, curve: Curve, permutation: Permutation | None) -> dict[str, Curve]:
