@@ -30,15 +30,15 @@ from isopath.run import data as files
 TASKS, EPOCHS, SIZE, HELD = 10, 5, 256, 5000
 RAN = (*GROUND, "optim", *(f"geometry/{name}" for name in ("batch", "curvature", "divergence", "factors", "kronecker",
        "memory", "reference")))  # fmt: skip
-OWN = {"merge": False, "rank": 256}
+OWN = {"merge": False, "rank": 128}
 METHODS: dict[str, tuple[type[Learner], list[dict[str, Any]]]] = {
     "fine-tuning": (Learner, [{"rate": 0.05}, {"rate": 0.01}]),
     "joint": (Learner, [{"rate": 0.1}, {"rate": 0.05}]),
     "ewc": (EWC, [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)]),
     "gpm": (GPM, [{"rate": r, "share": s} for r in (0.05, 0.02) for s in (0.95, 0.99)]),
-    "kronecker posterior": (Kept, [{"rate": 0.05, "strength": 1.0, "damping": d, **OWN, "merge": True} for d in
-                                   (3.0, 30.0)]),
-    "isopath": (Kept, [{"rate": r, "strength": 1.0, "damping": d, **OWN} for r, d in ((0.05, 3.0), (0.05, 30.0))]),
+    "kronecker posterior": (Kept, [{"rate": r, "strength": 1.0, "damping": 1.0, **OWN, "merge": True}
+                                   for r in (0.2, 0.1)]),
+    "isopath": (Kept, [{"rate": r, "strength": 1.0, "damping": 1.0, **OWN} for r in (0.2, 0.1)]),
 }  # fmt: skip
 
 
