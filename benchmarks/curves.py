@@ -107,7 +107,7 @@ def robust(root: Path, method: str, steps: int, seed: int) -> dict[str, Any]:
     kind = "bezier" if steps else "segment"
     found = ip.connect(a, b, task, kind, steps=steps, rate=RATE, permutation=permutation, seed=seed)
     images, labels = (part[:ROBUST_ROWS] for part in test)
-    clean = ip.along(found, ip.Task(*test, batch_size=1000))
+    clean = ip.along(found, ip.Task(*(part[: 2 * ROBUST_ROWS] for part in test), batch_size=1000))
     attacked = profiled(found, ip.Robust(images, labels, attack=PGD(EPS, 10), batch_size=ROBUST_ROWS), None)
     return {**attacked, "clean": 100 * min(float(value or 0) for value in clean.accuracy)}
 
