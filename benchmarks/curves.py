@@ -6,7 +6,7 @@ for several budgets, its rate falling to zero over each; also proximal alternati
 permutation, from the identity and from the alignment. CIFAR-10 is a JPEG copy: published figures give orientation.
 
 MNIST, robust: a small convolutional network trained on PGD attacks (largest change 0.2, 5 steps), three epochs over
-20,000 images. Three pairs; the curve is trained on the attacked loss and scored under PGD with 10 steps on 1,000 test
+20,000 images. Three pairs; the curve is trained on the attacked loss and scored under PGD with 10 steps on 500 test
 images.
 
 25 points in t; running statistics are estimated anew at each; test sets.
@@ -34,7 +34,7 @@ from isopath.paths import alternating
 
 TINY = Protocol(tiny_ten, "cifar16", 8, "sgd", 0.1, 5e-4)
 STEPS, SIZE, RATE, ROUNDS = (3200, 800), 128, 3e-3, 8
-EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 1000, 20_000
+EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
     "tiny": (*JOINED, "connect/training", "connect/proximal"),
     "robust": (*JOINED, "connect/training", "attacks", "objectives/robust"),
