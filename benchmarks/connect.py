@@ -76,7 +76,7 @@ PROTOCOLS = {
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
     "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=LINES, pairs=2),
-    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "rescaled")),
+    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled")),
 }
 
 

@@ -17,7 +17,7 @@ from isopath.run.config import ConfigError, dumped, read, resolve
 from isopath.run.data import Data
 from isopath.run.data import digits as read_digits
 from isopath.run.hints import fits
-from isopath.run.job import Job
+from isopath.run.job import Job, architecture
 
 LINEAR = [
     {"class_path": "torch.nn.Flatten"},
@@ -127,8 +127,13 @@ def test_every_shipped_config_resolves() -> None:
     shipped = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
     assert shipped
     for path in shipped:
-        tree = resolve(read(path))
-        assert isinstance(Job.of({**tree, "weights": None}).arguments["model"], nn.Module)
+        given = read(path)
+        if "weights_a" in given:
+            tree = resolve(given, "connect")
+            assert resolve(tree, "connect") == tree
+            assert isinstance(architecture(tree, torch.device("cpu")), nn.Module)
+        else:
+            assert isinstance(Job.of({**resolve(given), "weights": None}).arguments["model"], nn.Module)
 
 
 # --- building -------------------------------------------------------------------------------------------------------
