@@ -40,7 +40,8 @@ def draw(out: Path) -> None:
                 axes.plot(grid, values, color=colour, lw=2.2, alpha=0.85)
             if pairs:
                 low = min(min(values) for values in pairs)
-                axes.annotate(f"{low:.0f} %", (0.5, low), (0, 8 if colour == BLUE else -14), textcoords="offset points", ha="center",
+                place = (0, 8 if colour == BLUE else -14)
+                axes.annotate(f"{low:.0f} %", (0.5, low), place, textcoords="offset points", ha="center",
                               color=colour, weight="bold")  # fmt: skip
         axes.set_title(title, fontsize=11)
         axes.set(xlabel="t", xticks=[0, 0.5, 1], ylim=(-6, 104))
