@@ -46,16 +46,19 @@ def discovery(name: str, seed: int) -> dict[str, Any]:
     """The time of finding and checking every group."""
     model, example = built(name, seed)
     began = time.perf_counter()
-    found = ip.symmetries(model, example)
+    found = ip.symmetries(model, example, rescalings=False)
     taken = time.perf_counter() - began
+    began = time.perf_counter()
+    whole = ip.symmetries(model, example)
+    more = {"with_rescalings": time.perf_counter() - began, "rescalings": len(whole.scalings)}
     count = sum(p.numel() for p in model.parameters())
-    return {"find_seconds": taken, "groups": len(found.groups), "units": found.units, "parameters": count}
+    return {"find_seconds": taken, "groups": len(found.groups), "units": found.units, "parameters": count, **more}
 
 
 def matching(seed: int) -> dict[str, Any]:
     """The time and the memory of aligning two networks by weights."""
     (a, example), (b, _) = built("resnet50", seed), built("resnet50", seed + 1)
-    found = ip.symmetries(a, example, check=False)  # the check works in float64, and would hide the matching's peak
+    found = ip.symmetries(a, example, check=False, rescalings=False)  # the check works in float64, and would hide the matching's peak
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     moved = ip.align(a, b, example, method="weights", symmetries=found)
@@ -73,7 +76,7 @@ def main() -> None:
     for name in ("resnet50", "bert"):
         for seed in args.seeds:
             rows.append(run("scale", f"{name}-find", seed, {}, args, partial(discovery, name, seed), JOINED))
-    columns = ["find_seconds", "align_seconds", "memory", "groups", "units", "parameters"]
+    columns = ["find_seconds", "with_rescalings", "align_seconds", "memory", "groups", "units", "parameters"]
     text = table(rows, columns, "{:.4g}")
     (RESULTS / "scale.md").write_text(text + "\n")
     print(text)
