@@ -58,7 +58,8 @@ def discovery(name: str, seed: int) -> dict[str, Any]:
 def matching(seed: int) -> dict[str, Any]:
     """The time and the memory of aligning two networks by weights."""
     (a, example), (b, _) = built("resnet50", seed), built("resnet50", seed + 1)
-    found = ip.symmetries(a, example, check=False, rescalings=False)  # the check works in float64, and would hide the matching's peak
+    # what works in float64 would hide the matching's peak
+    found = ip.symmetries(a, example, check=False, rescalings=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
     moved = ip.align(a, b, example, method="weights", symmetries=found)
