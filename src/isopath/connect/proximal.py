@@ -59,7 +59,8 @@ def alternating(
 
     that is, weight matching of θ_b to θ_b - νG: a linear assignment for each group. It is taken only if the mean
     objective over fixed t and batches falls, with ν halved up to six times; so no round ends with a permutation worse
-    than it began with. Where no step is taken, the permutation is a local optimum of this kind.
+    than it began with. A step moves all groups at once: that none is taken says little of deep networks, where none is
+    taken from the identity either.
 
     Args:
         model_a: the network at t = 0.

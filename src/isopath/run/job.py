@@ -117,6 +117,11 @@ def _weighted(tree: Tree, where: str, device: torch.device) -> Any:
 
 
 def device_of(name: str) -> torch.device:
+    """The device of a config, tried out.
+
+    Raises:
+        ConfigError: it cannot be used here.
+    """
     try:
         torch.empty(0, device=name)
         return torch.device(name)
