@@ -153,3 +153,14 @@ def test_mistakes_are_said_in_one_line_and_leave_no_folder(
 def test_a_connection_is_no_trace(run: Path, capsys: pytest.CaptureFixture[str]):
     assert isopath("evaluate", run) == 2
     assert "was made by isopath connect, not by isopath trace" in capsys.readouterr().err
+
+
+def test_other_checkpoints_of_the_same_names_are_refused(config: Path, run: Path, capsys: pytest.CaptureFixture[str]):
+    file = config.parent / "b.safetensors"
+    whole = file.read_bytes()
+    try:
+        save_file({f"module.{key}": value for key, value in trained(2).state_dict().items()}, file)
+        assert isopath("resume", run) == 2
+    finally:
+        file.write_bytes(whole)
+    assert "are not those that the run started from" in capsys.readouterr().err

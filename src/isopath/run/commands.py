@@ -16,11 +16,11 @@ from isopath.network import Network
 from isopath.run import report
 from isopath.run.config import dumped, read, resolve
 from isopath.run.findings import findings
-from isopath.run.folder import described, emptied, fresh, locked, run_of, same_ground, standing, swept, withdrawn
+from isopath.run.folder import described, emptied, fresh, locked, opened, run_of, same_ground, standing, swept
 from isopath.run.job import Job
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
-from isopath.storage import DamagedFile, load_tensors, read_json, read_lines, write_json, write_text
+from isopath.storage import DamagedFile, load_tensors, read_json, read_lines, write_json
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import trace as traced
 
@@ -35,14 +35,8 @@ def trace(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     out = fresh(out)
     tree = resolve(read(config, overrides))
     job = Job.of(tree)
-    write_text(out / "config.yaml", dumped(tree))
-    with locked(out):
-        try:
-            path = traced(**job.arguments, run=out, progress=Console().is_terminal)
-        except Exception:
-            withdrawn(out)
-            raise
-        return _finished(job, path, out)
+    with opened(out, dumped(tree)):
+        return _finished(job, traced(**job.arguments, run=out, progress=Console().is_terminal), out)
 
 
 def resume(run: Path) -> Path:

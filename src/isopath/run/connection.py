@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from isopath.objectives import Task
 from isopath.run import report
 from isopath.run.config import Tree, dumped, inside, read, resolve
 from isopath.run.data import Data
-from isopath.run.folder import described, fresh, locked, run_of, same_ground, swept, withdrawn
+from isopath.run.folder import described, fresh, locked, opened, run_of, same_ground, swept
 from isopath.run.job import architecture, built, device_of, load, summed
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
@@ -34,7 +35,6 @@ from isopath.storage import (
     rewrite_lines,
     save_tensors,
     write_json,
-    write_text,
 )
 from isopath.symmetry import Permutation, align
 from isopath.trace.record import about, versions
@@ -105,15 +105,8 @@ def connect(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     out = fresh(out)
     tree = resolve(read(config, overrides), "connect")
     job = Connection.of(tree)
-    write_text(out / "config.yaml", dumped(tree))
-    with locked(out):
-        try:
-            return _run(job, out)
-        except ValueError:
-            if not (out / "history.jsonl").exists():
-                (out / "run.json").unlink(missing_ok=True)
-                withdrawn(out)
-            raise
+    with opened(out, dumped(tree)):
+        return _run(job, out)
 
 
 def resume(run: Path) -> Path:
@@ -139,8 +132,13 @@ def _run(job: Connection, run: Path) -> Path:
     permutation = job.aligned()
     curve, training = job.begin(permutation)
     if not (run / "run.json").exists():
-        info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network)}
+        info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network), "ends": _digest(curve)}
         write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
+    elif described(run).get("ends") != _digest(curve):
+        raise ConfigError(
+            f"the two networks that {run / 'config.yaml'} names, aligned, are not those that the run started from; "
+            "bring back their files, or what made them"
+        )
     if permutation is not None:
         permutation.save(run / "permutation.safetensors")
         console.print(str(permutation).splitlines()[0], soft_wrap=True)
@@ -153,6 +151,12 @@ def _run(job: Connection, run: Path) -> Path:
     page = report.write(run)
     print_table(metrics, console, metrics["reason"])
     return page
+
+
+def _digest(curve: Curve) -> str:
+    """Of both ends, the second as it is permuted."""
+    ends = torch.stack([curve(0), curve(1)]).cpu().contiguous().view(torch.uint8)
+    return hashlib.sha256(ends.numpy().tobytes()).hexdigest()[:16]
 
 
 def _trained(training: Training, run: Path, console: Console) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import torch
 
 from isopath.run.names import ConfigError
-from isopath.storage import read_json
+from isopath.storage import read_json, write_text
 from isopath.version import __version__
 
 
@@ -75,6 +75,18 @@ def locked(run: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def opened(out: Path, config: str) -> Iterator[None]:
+    """Makes a run folder and holds it; one in which nothing has begun when an error comes is removed again."""
+    write_text(out / "config.yaml", config)
+    with locked(out):
+        try:
+            yield
+        except Exception:
+            _withdrawn(out)
+            raise
+
+
 def _lock(file: TextIO) -> bool:
     try:
         import fcntl
@@ -95,7 +107,7 @@ def standing(run: Path) -> str:
         return "stopped before its end" if _lock(file) else "running"
 
 
-def withdrawn(run: Path) -> None:
+def _withdrawn(run: Path) -> None:
     """Removes a folder in which nothing has begun, so that the corrected command can have its name."""
     if [p.name for p in run.iterdir()] == ["config.yaml"]:
         (run / "config.yaml").unlink()
