@@ -36,7 +36,8 @@ TINY = Protocol(tiny_ten, "cifar16", 8, "sgd", 0.1, 5e-4)
 STEPS, SIZE, RATE, ROUNDS = (3200, 800), 128, 3e-3, 8
 EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
-    "tiny": (*JOINED, "connect/training", "connect/proximal"),
+    "tiny": (*JOINED, "connect/training"),
+    "pam": (*JOINED, "connect/training", "connect/proximal"),
     "robust": (*JOINED, "connect/training", "attacks", "objectives/robust"),
 }
 
@@ -134,7 +135,8 @@ def main() -> None:
                 fixed = {"epochs": TINY.epochs, "rate": RATE, "size": SIZE, "steps": steps}
                 fixed |= {"eps": EPS, "rows": ROBUST_ROWS, "images": ROBUST_TRAIN} if name == "robust" else {}
                 work = partial(curve if name == "tiny" else robust, args.data, method, steps, seed)
-                found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, RAN[name]))
+                ran = RAN["pam" if method.startswith("pam") else name]
+                found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, ran))
         texts.append(f"{name}\n\n" + table(found, [*columns, *(["clean"] if name == "robust" else [])], "{:.4g}"))
     text = "\n\n".join(texts)
     if not args.only:

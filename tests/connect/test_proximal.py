@@ -22,7 +22,11 @@ TASK = ip.Task(X, Y, batch_size=30)
 
 
 def trained(seed: int, norm: bool = False) -> nn.Module:
-    model = mlp(seed, norm).train()
+    return fitted(mlp(seed, norm))
+
+
+def fitted(model: nn.Module) -> nn.Module:
+    model.train()
     optimiser = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(150):
         optimiser.zero_grad()
@@ -58,3 +62,16 @@ def test_it_repeats_to_the_bit():
     a, b = trained(0), trained(1)
     runs = [alternating(a, b, TASK, ip.symmetries(a, X[:2]), rounds=2, steps=10) for _ in range(2)]
     assert runs[0].permutation == runs[1].permutation and torch.equal(runs[0].curve(0.4), runs[1].curve(0.4))
+
+
+def test_a_deep_network_is_permuted_a_few_units_at_a_time():
+    def deep() -> nn.Module:
+        torch.manual_seed(1)
+        hidden = [layer for _ in range(5) for layer in (nn.Linear(10, 10), nn.ReLU())]
+        return nn.Sequential(nn.Linear(4, 10), nn.ReLU(), *hidden, nn.Linear(10, 3)).double()
+
+    a = fitted(deep())
+    planted = ip.Permutation.random(ip.symmetries(a, X[:2]), torch.Generator().manual_seed(1))
+    found = alternating(a, planted(a), TASK, ip.symmetries(a, X[:2]), rounds=3, steps=10, rate=1e-3)
+    assert sum(row["displaced"] > 0 for row in found.rounds) >= 2
+    assert all(row["after"] <= row["before"] for row in found.rounds)

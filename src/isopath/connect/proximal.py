@@ -18,7 +18,7 @@ from isopath.symmetry import Permutation, Symmetries
 from isopath.symmetry.matching import Descent
 from isopath.symmetry.similarity import Weights
 
-HALVINGS = 6
+HALVINGS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,8 @@ def alternating(
         P⁺ = argmin_P <G, P θ_b> + ‖P θ_b - θ_b‖² / 2ν,    G = ∂ E_t L / ∂ θ_b,
 
     that is, weight matching of θ_b to θ_b - νG: a linear assignment for each group. It is taken only if the mean
-    objective over fixed t and batches falls, with ν halved up to six times; so no round ends with a permutation worse
-    than it began with. A step moves all groups at once: that none is taken says little of deep networks, where none is
-    taken from the identity either.
+    objective over fixed t and batches falls, with ν halved up to ten times; so no round ends with a permutation worse
+    than it began with. In a deep network only short steps lower it, a few units at a time.
 
     Args:
         model_a: the network at t = 0.
@@ -140,8 +139,9 @@ def _permuted(
         goal = network.space.unflatten(start - length * 0.5**k * gradient)
         step = Descent(found, [(1.0, Weights({**own, **goal}, own, found))], seed).run(100, settle=False)
         displaced = sum(step.displaced.values())
-        if displaced:
-            after = judge.value(Network(step(far), trainable).start)
-            if after < before:
-                return step, {"before": before, "after": after, "displaced": displaced}
+        if not displaced:  # nor will a shorter step
+            break
+        after = judge.value(Network(step(far), trainable).start)
+        if after < before:
+            return step, {"before": before, "after": after, "displaced": displaced}
     return None, {"before": before, "after": before, "displaced": 0}

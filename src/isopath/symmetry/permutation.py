@@ -74,6 +74,10 @@ class Permutation:
                 named[name].copy_(value)
         return module
 
+    def apply(self, model: Module) -> Module:
+        """A permuted copy of a module, the same function: `P.apply(model)` is `P(model)`."""
+        return self(model)
+
     def __matmul__(self, other: Permutation) -> Permutation:
         """`(P @ Q)(x) = P(Q(x))`."""
         if self.symmetries.groups.keys() != other.symmetries.groups.keys():

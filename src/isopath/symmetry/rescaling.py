@@ -46,7 +46,7 @@ def scalings(
     Args:
         found: the groups.
         probe: at a random point of the given number, parameters by name, and the gradient of a random combination of
-            outputs; what has no gradient is not rescaled.
+            outputs, which is overwritten; what has no gradient is not rescaled.
 
     Returns:
         Candidates: exact to first order, still to be tried with large factors.
@@ -59,7 +59,7 @@ def scalings(
         if not short:
             break
         tensors, gradient = probe(number)
-        flows = {name: tensors[name] * gradient[name] for name in found.places if name in gradient}
+        flows = {name: gradient[name].mul_(tensors[name]) for name in found.places if name in gradient}
         where = where or occurrences(found, flows)
         parts = {name: list(cells(flow, found.places[name])) for name, flow in flows.items()}
         for key in [key for key in short if where[key]]:

@@ -46,8 +46,8 @@ class Trial:
                 noise = torch.rand(value.shape, generator=generator, dtype=value.dtype).to(value.device)
                 value = value + noise + (0.5 if "var" in name else -0.5)
             elif fresh and own and value.is_floating_point():
-                noise = torch.randn(value.shape, generator=generator, dtype=value.dtype).to(value.device)
-                value = noise * max(1, value[0].numel()) ** -0.5
+                noise = torch.rand(value.shape, generator=generator, dtype=value.dtype)  # a fifth of the time of randn
+                value = noise.sub_(0.5).mul_((12 / max(1, value[0].numel())) ** 0.5).to(value.device)
             state[name] = value
         return state
 
@@ -61,7 +61,7 @@ class Trial:
         """A random point, and there the gradient of a random combination of outputs, parameters alone."""
         state = self.point(seed, fresh=True)
         names = {name for name, _ in self.module.named_parameters()}  # running statistics have no derivative
-        moving = {n: t.clone().requires_grad_(True) for n, t in state.items() if n in names and t.is_floating_point()}
+        moving = {n: t.requires_grad_(True) for n, t in state.items() if n in names and t.is_floating_point()}
         generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
             total = torch.zeros((), dtype=torch.float64)
