@@ -1,118 +1,206 @@
-"""Continual learning without kept data: ten permutations of MNIST's pixels, one after the other (GPM's protocol).
+"""Continual learning on MNIST: tasks one after the other, and how much of the earlier ones is left.
 
-A multilayer perceptron 784-100-100-10 without biases, one head, five epochs a task, batches of 256, SGD with momentum
-0.9 whose rate falls to zero over each task. Every method sees the same batches in the same order and takes the same
-steps; each chooses among its settings by the mean accuracy over the first five tasks, on 5,000 held-out training images
-with the data order and the weights of seed 0 and trained on the others; the choice is in the results.
+The protocols are in `benchmarks/protocols.py`, the methods in `benchmarks/learners`. Every method sees the same batches
+in the same order, starts from the same weights and takes the same steps; those that replay rows spend more gradient
+evaluations, which are in the results. Each chooses among its settings by the mean accuracy over the first five tasks on
+5,000 held-out training images, with the data order and the weights of seed 0; the choice is in the results.
 
-R[i, j] is the test accuracy on task j after task i, in percent; with T tasks,
-average = mean_j R[T, j], backward transfer = mean_{j<T} R[T, j] - R[j, j] and forgetting = mean_{j<T} max_i R[i, j] -
-R[T, j] (Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018).
+R[i, j] is the test accuracy on task j after task i, in percent; with T tasks and b_j the accuracy before training,
+average = mean_j R[T, j], backward transfer = mean_{j<T} R[T, j] - R[j, j], forward transfer =
+mean_{j>1} R[j-1, j] - b_j (Lopez-Paz & Ranzato 2017, arXiv 1706.08840) and forgetting = mean_{j<T} max_i R[i, j] -
+R[T, j] (Chaudhry et al. 2018, arXiv 1801.10112).
 
     python -m benchmarks.continual --data DATA
+    python -m benchmarks.continual --data DATA --only permuted-10 --seeds 0
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.harness import GROUND, RESULTS, arguments, run, table
-from benchmarks.learners import EWC, GPM, Kept, Learner
-from isopath.run import data as files
+from benchmarks.learners.ewc import EWC
+from benchmarks.learners.gpm import GPM
+from benchmarks.learners.kept import Kept
+from benchmarks.learners.learner import Learner, Stage
+from benchmarks.learners.lwf import LwF
+from benchmarks.learners.penalty import Penalty
+from benchmarks.learners.replay import AGEM, DERPP, ER
+from benchmarks.learners.si import SI
+from benchmarks.protocols import PROTOCOLS, Protocol
 
-TASKS, EPOCHS, SIZE, HELD = 10, 5, 256, 5000
-RAN = (*GROUND, "optim", *(f"geometry/{name}" for name in ("batch", "curvature", "divergence", "factors", "kronecker",
-       "memory", "reference")))  # fmt: skip
-OWN = {"merge": False, "rank": 128}
-METHODS: dict[str, tuple[type[Learner], list[dict[str, Any]]]] = {
-    "fine-tuning": (Learner, [{"rate": 0.05}, {"rate": 0.01}]),
-    "joint": (Learner, [{"rate": 0.1}, {"rate": 0.05}]),
-    "ewc": (EWC, [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)]),
-    "gpm": (GPM, [{"rate": r, "share": s} for r in (0.05, 0.02) for s in (0.95, 0.99)]),
-    "kronecker posterior": (Kept, [{"rate": r, "strength": 1.0, "damping": 1.0, **OWN, "merge": True}
-                                   for r in (0.2, 0.1)]),
-    "isopath": (Kept, [{"rate": r, "strength": 1.0, "damping": 1.0, **OWN} for r in (0.2, 0.1)]),
+TUNED = 5  # tasks that settings are chosen on
+OURS = (*GROUND, "optim", *(f"geometry/{name}" for name in ("batch", "choice", "curvature", "divergence", "factors",
+        "kronecker", "memory", "reference")))  # fmt: skip
+Grid = list[dict[str, Any]]
+METHODS: dict[str, type[Learner]] = {
+    "fine-tuning": Learner, "joint": Learner, "ewc": EWC, "si": SI, "lwf": LwF, "gpm": GPM, "er": ER, "a-gem": AGEM,
+    "der++": DERPP, "penalty": Penalty, "kronecker posterior": Kept, "isopath": Kept, "isopath, examples": Kept,
+    "isopath, both": Kept,
 }  # fmt: skip
 
 
-@cache
-def mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images `(N, 784)` and labels."""
-    found = files.mnist(root, "MNIST", train)
-    assert found.labels is not None
-    return found.inputs.flatten(1), found.labels
+def rates(grid: tuple[float, ...], **settings: Any) -> Grid:
+    """Settings at several rates."""
+    return [{"rate": rate, **settings} for rate in grid]
 
 
-def network(seed: int) -> nn.Module:
-    """784-100-100-10 without biases."""
-    torch.manual_seed(seed)
-    widths = (784, 100, 100, 10)
-    layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)]
-    return nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+def curved(grid: tuple[float, ...], **settings: Any) -> Grid:
+    """Settings of factors alone at several rates."""
+    return rates(grid, **{"strength": 1.0, "damping": 1.0, "rank": 128, **settings})
 
 
-def permutations(seed: int) -> list[Tensor]:
-    """Orders of the pixels, the first as they are."""
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.arange(784), *(torch.randperm(784, generator=generator) for _ in range(TASKS - 1))]
+def kept(grid: tuple[float, ...], strengths: tuple[float, ...], **settings: Any) -> Grid:
+    """Settings with examples."""
+    base = {"examples": True, "damping": 1.0, "replay": 1.0, **settings}
+    return [g for s in strengths for g in rates(grid, strength=s, **base)]
 
 
-def learned(root: Path, method: str, settings: dict[str, Any], seed: int, tasks: int, held: bool) -> dict[str, Any]:
+WIDE, MID = (0.2, 0.1, 0.05), (0.1, 0.03)
+REPLAYED = {
+    "er": rates(WIDE), "a-gem": rates(WIDE),
+    "der++": [g for a, b in ((1.0, 1.0), (0.5, 0.5)) for g in rates(WIDE, alpha=a, beta=b)],
+    "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
+}  # fmt: skip
+DRIFTING: dict[str, Grid] = {
+    "fine-tuning": rates((0.1, 0.03, 0.01)), "joint": rates((0.2, 0.1, 0.05)),
+    "ewc": [g for s in (1.0, 10.0, 100.0) for g in rates((0.05, 0.02), strength=s)],
+    "si": [g for s in (0.1, 1.0) for g in rates((0.05, 0.02), strength=s, floor=0.1)],
+    "lwf": [g for s in (0.5, 1.0) for g in rates((0.05, 0.02), strength=s, temperature=2.0)],
+    **REPLAYED,
+    "kronecker posterior": curved((0.5, 0.2), merge=True), "isopath": curved((0.5, 0.2)),
+    "isopath, examples": kept((0.2,), (1.0, 3.0), factors=False),
+    "isopath, both": kept((0.5, 0.2), (1.0,), rank=128),
+}  # fmt: skip
+VENTURED: dict[str, Grid] = {
+    "fine-tuning": rates((1e-3,)), "joint": rates((1e-3,)),
+    "ewc": [g for s in (10.0, 100.0, 1000.0, 10000.0) for g in rates((1e-3,), strength=s)],
+    "si": [g for s in (1.0, 10.0, 100.0) for g in rates((1e-3,), strength=s, floor=0.1)],
+    "lwf": [g for s in (1.0, 2.0) for g in rates((1e-3,), strength=s, temperature=2.0)],
+    "kronecker posterior": [g for s in (1.0, 10.0, 100.0) for g in curved((1e-3,), merge=True, strength=s)],
+    "isopath": [g for s in (1.0, 10.0, 100.0) for g in curved((1e-3,), strength=s)],
+    "isopath, both": kept((1e-3,), (1.0, 10.0), rank=128),
+}  # fmt: skip
+GRIDS: dict[str, dict[str, Grid]] = {
+    "permuted-10": {
+        "fine-tuning": rates((0.05, 0.01)), "joint": rates((0.1, 0.05)),
+        "ewc": [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)],
+        "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)],
+        "kronecker posterior": curved((0.2, 0.1), merge=True), "isopath": curved((0.2, 0.1)),
+    },
+    "permuted-20": DRIFTING,
+    "rotated-20": DRIFTING,
+    "split-class": {
+        "fine-tuning": rates(MID), "joint": rates(MID),
+        "ewc": [{"rate": 0.03, "strength": s} for s in (10.0, 100.0)],
+        "si": [{"rate": 0.03, "strength": s, "floor": 0.1} for s in (1.0, 10.0)],
+        "lwf": rates(MID, strength=1.0, temperature=2.0),
+        "er": rates((0.1, 0.03, 0.01)), "a-gem": rates(MID),
+        "der++": [g for a, b in ((0.2, 1.0), (0.5, 0.5)) for g in rates((0.1, 0.03), alpha=a, beta=b)],
+        "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
+        "isopath": curved((0.1, 0.03)),
+        "isopath, examples": kept((0.1, 0.03), (1.0, 3.0), factors=False),
+        "isopath, both": kept((0.1, 0.03), (1.0, 3.0), rank=128),
+    },
+    "split-domain": VENTURED,
+    "split-task": VENTURED,
+}  # fmt: skip
+
+
+def learned(
+    root: Path, p: Protocol, method: str, settings: dict[str, Any], seed: int, tasks: int, held: bool
+) -> dict[str, Any]:
     """One pass over the tasks: the matrix R and what follows from it."""
-    (x, y), began = mnist(root, True), time.perf_counter()
-    x_test, y_test = (x[-HELD:], y[-HELD:]) if held else mnist(root, False)
-    x, y = (x[:-HELD], y[:-HELD]) if held else (x, y)
-    orders, model = permutations(seed)[:tasks], network(seed)
-    learner = METHODS[method][0](model, settings)
-    rows = []
+    stages, model = p.stages(root, seed, p.tasks, held)[:tasks], p.network(seed)
+    learner = METHODS[method](model, settings, p.build, p.examples, p.classes)
+    before, rows, seconds = [_accuracy(model, stage) for stage in stages], [], 0.0
     together = method == "joint"
-    for t in [tasks - 1] if together else range(tasks):
-        learner.begin()
-        here = range(t + 1) if together else [t]
-        _train(learner, x, y, [orders[j] for j in here], seed * 100 + t)
-        learner.end(x[:, orders[t]], y)
-        rows.append([_accuracy(model, x_test[:, order], y_test) for order in orders])
+    evaluations = 0.0
+    for t, stage in enumerate(stages):
+        began = time.perf_counter()
+        if not together:
+            learner.begin(stage)
+            evaluations += _train(learner, p, [stage], seed * 100 + t)
+            learner.end(stage)
+        elif t == tasks - 1:
+            learner.begin(stage)
+            evaluations += _train(learner, p, stages, seed)
+        seconds += time.perf_counter() - began
+        rows.append([_accuracy(model, other) for other in stages])
     last = rows[-1]
-    found: dict[str, Any] = {"average": sum(last) / tasks, "R": rows, "bytes": learner.bytes}
+    found: dict[str, Any] = {"average": sum(last) / tasks, "R": rows, "before": before, "bytes": learner.bytes}
     if not together:
-        found["backward"] = sum(last[j] - rows[j][j] for j in range(tasks - 1)) / max(1, tasks - 1)
-        found["forgetting"] = sum(max(r[j] for r in rows[j:]) - last[j] for j in range(tasks - 1)) / max(1, tasks - 1)
-    return {**found, "seconds_a_task": (time.perf_counter() - began) / tasks}
+        old = range(tasks - 1)
+        found["backward"] = sum(last[j] - rows[j][j] for j in old) / len(old)
+        found["forward"] = sum(rows[j][j + 1] - before[j + 1] for j in old) / len(old)
+        found["forgetting"] = sum(max(r[j] for r in rows[j:]) - last[j] for j in old) / len(old)
+    return {**found, "evaluations": evaluations, "seconds_a_task": seconds / tasks}
 
 
-def _train(learner: Learner, x: Tensor, y: Tensor, orders: list[Tensor], seed: int) -> None:
-    """Five epochs over some tasks, their rows mixed."""
-    generator, count = torch.Generator().manual_seed(seed), len(x) * len(orders)
-    total, k = EPOCHS * (count // SIZE), 0
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(count, generator=generator)[: count // SIZE * SIZE].split(SIZE):
+def _train(learner: Learner, p: Protocol, stages: list[Stage], seed: int) -> float:
+    """One task, or several mixed; the gradient evaluations."""
+    generator, counts = torch.Generator().manual_seed(seed), [len(stage.x) for stage in stages]
+    count = sum(counts)
+    ends = torch.tensor(counts).cumsum(0)
+    total = p.steps * len(stages) if p.steps else p.epochs * (count // p.size)
+    order = torch.zeros(0, dtype=torch.int64)
+    for k in range(total):
+        if len(order) < p.size:
+            order = torch.randperm(count, generator=generator)
+        rows, order = order[: p.size], order[p.size :]
+        if p.decay:
             for group in learner.optimizer.param_groups:
                 group["lr"] = learner.settings["rate"] * (1 - k / total)
-            which, at = rows // len(x), rows % len(x)
-            images = x[at]
-            images = images[:, orders[0]] if len(orders) == 1 else images.gather(1, torch.stack(orders)[which])
-            learner.step(images, y[at])
-            k += 1
+        which = torch.searchsorted(ends, rows, right=True)
+        for t in which.unique().tolist() if len(stages) > 1 and stages[0].columns != stages[-1].columns else [None]:
+            own = rows if t is None else rows[which == t]
+            learner.stage = stages[-1] if t is None else stages[t]
+            x, y = _taken(stages, own, torch.searchsorted(ends, own, right=True), ends)
+            learner.step(x, y)
+    return float(total * p.size) * learner.batches
 
 
-def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
+def _taken(
+    stages: list[Stage], rows: torch.Tensor, which: torch.Tensor, ends: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(stages) == 1:
+        return stages[0].x[rows], stages[0].y[rows]
+    starts = ends - torch.tensor([len(stage.x) for stage in stages])
+    at = rows - starts[which]
+    x, y = stages[0].x.new_zeros(len(rows), stages[0].x.shape[1]), stages[0].y.new_zeros(len(rows))
+    for t in which.unique().tolist():
+        own = which == t
+        x[own], y[own] = stages[t].x[at[own]], stages[t].y[at[own]]
+    return x, y
+
+
+def _accuracy(model: nn.Module, stage: Stage) -> float:
     with torch.no_grad():
-        return 100 * float((model(x).argmax(1) == y).float().mean())
+        out = model(stage.x_test)[:, stage.columns]
+        return 100 * float((out.argmax(1) == stage.y_test).float().mean())
 
 
-def best(args: Any, method: str) -> dict[str, Any] | None:
+def _ran(method: str) -> tuple[str, ...]:
+    """The code behind a method's rows: the learner's own, and isopath's where it is used."""
+    learner = METHODS[method]
+    own = {f"../../benchmarks/learners/{c.__module__.split('.')[-1]}" for c in learner.__mro__[:-1]}
+    return (*sorted(own), "../../benchmarks/protocols", *(OURS if learner is Kept else ()))
+
+
+def best(args: Any, name: str, method: str) -> dict[str, Any] | None:
     """The method's settings that are best on held-out images; `None` while they are not all known."""
-    grid, scores = METHODS[method][1], []
+    p, grid, scores = PROTOCOLS[name], GRIDS[name][method], []
+    if len(grid) == 1:
+        return grid[0]
     for k, settings in enumerate(grid):
-        work = partial(learned, args.data, method, settings, 0, TASKS // 2, True)
-        row = run("continual/permuted/grid", f"{method}-{k}", 0, settings, args, work, RAN)
+        work = partial(learned, args.data, p, method, settings, 0, min(TUNED, p.tasks), True)
+        row = run(f"continual/{name}/grid", f"{method}-{k}", 0, settings, args, work, _ran(method))
         if row is None:
             return None
         scores.append(row["average"])
@@ -120,16 +208,23 @@ def best(args: Any, method: str) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
-    args, rows = arguments(__doc__ or ""), []
-    for method in METHODS:
-        settings = best(args, method) if not args.only or method in args.only else None
-        if settings is not None:
-            for seed in args.seeds:
-                work = partial(learned, args.data, method, settings, seed, TASKS, False)
-                rows.append(run("continual/permuted", method, seed, settings, args, work, RAN))
-    text = table(rows, ["average", "backward", "forgetting", "seconds_a_task", "bytes"], "{:.4g}")
-    if not args.only:
+    """Runs what is missing and prints the tables."""
+    args, texts = arguments(__doc__ or "", methods=""), []
+    columns = ["average", "backward", "forward", "forgetting", "evaluations", "seconds_a_task", "bytes"]
+    for name, p in PROTOCOLS.items():
+        if args.only and name not in args.only:
+            continue
+        rows = []
+        for method in GRIDS[name]:
+            if args.methods and method not in args.methods.split(";"):
+                continue
+            settings = best(args, name, method)
+            for seed in args.seeds if settings is not None else ():
+                work = partial(learned, args.data, p, method, settings, seed, p.tasks, False)
+                rows.append(run(f"continual/{name}", method, seed, settings, args, work, _ran(method)))
+        texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
+    text = "\n\n".join(texts)
+    if not args.only and not args.methods:
         (RESULTS / "continual.md").write_text(text + "\n")
     print(text)
 

@@ -1,0 +1,93 @@
+"""isopath's memory and optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import isopath as ip
+from benchmarks.learners.learner import Learner, Stage
+
+BATCH = 128  # kept rows whose labels are learned again in a step
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Picks a task's outputs; of old classes alone: their distribution given that the class is an old one."""
+
+    first: int | None
+    last: int | None
+
+    def __call__(self, returned: Tensor) -> Tensor:
+        return returned[..., self.first : self.last]
+
+
+class Kept(Learner):
+    """`ip.optim.Invariant` over an `ip.Memory`: factors alone (no data are kept), examples, or both.
+
+    With `merge`, one pair of factors per layer stands for all tasks: a Kronecker posterior with natural-gradient steps
+    (as natural continual learning, Kao et al. 2021, arXiv 2106.08085). Where examples are kept their labels are learned
+    again beside the new ones, and where tasks bring new classes, the new rows compete among the new classes only
+    (Caccia et al. 2022, arXiv 2104.05025).
+
+    Settings: `examples`, `factors`, `merge`, `rank`, `strength`, `damping`, `replay` (weight of the kept labels).
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        own = self.settings
+        self.memory = ip.Memory(
+            examples=self.rows if own.get("examples") else 0, factors=own.get("factors", True),
+            merge=own.get("merge", False), rank=own.get("rank"), divergence="kl", choose=own.get("choose", "random"),
+        )  # fmt: skip
+        if own.get("examples"):
+            self.batches = 3.0 if own.get("replay") else 2.0
+        self.heads: list[Columns] = []
+
+    def begin(self, stage: Stage) -> None:
+        super().begin(stage)
+        self.optimizer = ip.optim.Invariant(
+            self.optimizer, self.model, self.memory, tolerance=None, strength=self.settings["strength"],
+            damping=self.settings["damping"], refresh=self.settings.get("refresh", 200), batch_size=BATCH,
+        )  # fmt: skip
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        assert self.stage is not None
+        new, rows = self.stage.new, self._drawn()
+        out = self.model(x)
+        total = F.cross_entropy(out[:, new], y - new.start) if self.classes else super().loss(x, y)
+        if rows is None or not self.settings.get("replay"):
+            return total
+        kept, labels, at = rows
+        seen = self.model(kept)
+        if self.classes:  # all classes so far, every task with the same weight
+            old = F.cross_entropy(seen[:, : new.stop], labels)
+            here = F.cross_entropy(out[:, : new.stop], y)
+            return total + self.settings["replay"] * (self.number * old + here) / (self.number + 1)
+        for task in at.unique().tolist():
+            own, head = at == task, self.heads[task]
+            share = self.settings["replay"] / len(at)
+            total = total + share * F.cross_entropy(head(seen[own]), labels[own], reduction="sum")
+        return total
+
+    def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Kept rows with labels, and the tasks they belong to."""
+        parts = [(t.inputs, t.labels, torch.full((t.rows,), k)) for k, t in enumerate(self.memory.tasks) if t.rows]
+        if not parts:
+            return None
+        x, y, at = (torch.cat(column) for column in zip(*parts))
+        rows = torch.randperm(len(x), generator=self.generator)[:BATCH]
+        return x[rows], y[rows], at[rows]
+
+    def end(self, stage: Stage) -> None:
+        head = Columns(0, stage.new.stop) if self.classes else Columns(stage.columns.start, stage.columns.stop)
+        self.heads.append(head)
+        self.memory = self.memory.remember(self.model, stage.x, stage.y, output=head)
+
+    @property
+    def bytes(self) -> int:
+        return self.memory.bytes
