@@ -1,10 +1,15 @@
-"""Representations of the metric: `Exact`, `Gram`, `Kronecker`, `Identity` and their sums `Combined`."""
+"""Representations of the metric, which share the Protocol `Metric`."""
 
 from isopath.geometry.combined import Combined
+from isopath.geometry.diagonal import Diagonal
 from isopath.geometry.exact import Exact
 from isopath.geometry.gram import Gram
 from isopath.geometry.identity import Identity
 from isopath.geometry.kronecker import Kronecker
+from isopath.geometry.lowrank import LowRank
 from isopath.geometry.metric import Metric
+from isopath.geometry.preconditioned import Preconditioned
 
-__all__ = ["Combined", "Exact", "Gram", "Identity", "Kronecker", "Metric"]
+__all__ = [
+    "Combined", "Diagonal", "Exact", "Gram", "Identity", "Kronecker", "LowRank", "Metric", "Preconditioned",
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,3 +37,17 @@ class Batch:
     def drift(self, y: Tensor) -> Tensor:
         """This batch's share of the drift, a scalar."""
         return (self.divergence.rows(y, self.kept) * self.weight).sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Batches that are made anew whenever they are gone over: no more than one is in memory.
+
+    Args:
+        make: gives them from the first on.
+    """
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()

@@ -10,10 +10,15 @@ import torch
 from torch import Tensor
 
 from isopath.geometry.batch import Batch
+from isopath.geometry.blocks import Block, Lookup, Window
+from isopath.geometry.diagonal import Diagonal
+from isopath.geometry.ekfac import ekfac
 from isopath.geometry.factors import SecondMoment
-from isopath.geometry.kronecker import Block, Kronecker
+from isopath.geometry.kronecker import Kronecker
 from isopath.network import Network
 from isopath.space import Space
+
+PARTS = ("input_values", "input_vectors", "output_values", "output_vectors", "corrected", "counts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,28 +28,67 @@ class Factors:
     Attributes:
         weight, bias: names, `None` where there is none.
         groups: of a convolution.
-        tensors: `input_values` `(groups, ra)`, `input_vectors` `(groups, i, ra)`, `output_values`, `output_vectors`.
+        tensors: `input_values` `(groups, ra)`, `input_vectors` `(groups, i, ra)`, `output_values`, `output_vectors`,
+            and `corrected` `(groups, rb, ra)` where eigenvalues are measured; of an embedding `counts` `(V,)`, and the
+            outputs' without groups.
+        window: of a factor that is split.
     """
 
     weight: str | None
     bias: str | None
     groups: int
     tensors: Mapping[str, Tensor]
+    window: Window | None = None
+
+    @property
+    def lookup(self) -> bool:
+        """Whether it is of an embedding."""
+        return "counts" in self.tensors
 
     @property
     def outputs(self) -> int:
-        """Outputs per group."""
-        return self.tensors["output_vectors"].shape[1]
+        """Outputs per group, or an embedding's rows: what may have grown since."""
+        if self.lookup:
+            return len(self.tensors["counts"])
+        return self.tensors["output_vectors"].shape[1] if self.window is None else self.window[2]
+
+    @property
+    def key(self) -> tuple[str | None, str | None, int, int]:
+        """What it belongs to."""
+        return (self.weight, self.bias, *(self.window or (0, 0))[:2])
 
     def root(self, side: str) -> Tensor:
         """Rows `(groups, r, d)` whose second moment is the factor."""
         values, vectors = self.tensors[f"{side}_values"], self.tensors[f"{side}_vectors"]
-        return values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT
+        rows = values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT
+        return rows.unsqueeze(0) if self.lookup else rows
 
     def truncated(self, rank: int) -> Factors:
         """With the leading `rank` directions of each factor."""
-        cut = {name: tensor[..., :rank].contiguous() for name, tensor in self.tensors.items()}
+        cut = {n: t if n == "counts" else t[..., :rank].contiguous() for n, t in self.tensors.items()}
+        if "corrected" in cut:
+            cut["corrected"] = cut["corrected"][:, :rank].contiguous()
         return replace(self, tensors=cut)
+
+    def block(self, slices: Mapping[str, slice], space: Space) -> Block | Lookup:
+        """The block in the space of a network, which may have more outputs than it had: those have no curvature."""
+        tensors = {name: tensor.to(space.device, space.dtype) for name, tensor in self.tensors.items()}
+        names = [name for name in (self.weight, self.bias) if name is not None]
+        whole = space.shapes[space.names.index(names[0])]
+        grown = whole[0] // self.groups - self.outputs
+        if self.lookup:
+            tensors["counts"] = torch.nn.functional.pad(tensors["counts"], (0, grown))
+            return Lookup(slices[names[0]], (whole[0], whole[1]), **tensors)
+        window = self.window
+        if window is not None:
+            window = (*window[:2], window[2] + grown, window[3])
+        elif grown:
+            tensors["output_vectors"] = torch.nn.functional.pad(tensors["output_vectors"], (0, 0, 0, grown))
+        none = torch.zeros(self.groups, 1, 1, dtype=space.dtype, device=space.device)
+        shape = self.groups, tensors["output_vectors"].shape[1], tensors["input_vectors"].shape[1]
+        weight, bias = (None if name is None else slices[name] for name in (self.weight, self.bias))
+        corrected = tensors.pop("corrected", None)
+        return Block(weight, bias, shape, **tensors, shrinkage=(none, none), corrected=corrected, window=window)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,24 +108,51 @@ class Curvature:
     count: float = 1.0
 
     @classmethod
-    def of(cls, network: Network, theta: Tensor, batches: Iterable[Batch], coverage: float = 1.0) -> Curvature:
-        """Built in one pass over the rows; see `Kronecker.of`."""
-        return cls.named(Kronecker.of(network, theta, batches, coverage))  # type: ignore[arg-type]
+    def of(
+        cls, network: Network, theta: Tensor, batches: Iterable[Batch], coverage: float = 1.0, kind: str = "kronecker",
+        rank: int | None = None,
+    ) -> Curvature:  # fmt: skip
+        """Built in one pass over the rows, in two for `"ekfac"`; see `Kronecker.of`.
+
+        Args:
+            network: the network.
+            theta: the point, `(P,)`.
+            batches: weighted rows; for `"ekfac"` they are gone over twice.
+            coverage: of the outputs' curvature.
+            kind: `"kronecker"`, `"ekfac"` or `"diagonal"`.
+            rank: the directions kept of each factor.
+
+        Raises:
+            ValueError: the kind is unknown.
+        """
+        if kind == "diagonal":
+            return cls.named(Diagonal.of(network, theta, batches, coverage))
+        if kind not in ("kronecker", "ekfac"):
+            raise ValueError(f"curvature is kept as 'kronecker', 'ekfac' or 'diagonal', got {kind!r}")
+        build = ekfac if kind == "ekfac" else Kronecker.of
+        return cls.named(build(network, theta, batches, coverage, rank=rank))
 
     @classmethod
-    def named(cls, metric: Kronecker) -> Curvature:
+    def named(cls, metric: Kronecker | Diagonal) -> Curvature:
         """A metric with its slices turned into names."""
         space = metric.space
         ends = torch.tensor([0, *space.sizes]).cumsum(0).tolist()
         names = dict(zip(ends, space.names))
+        shapes = {n: tuple(s) for n, s in zip(space.names, space.shapes)}
+        if isinstance(metric, Diagonal):
+            values = zip(space.names, metric.values.cpu().split(list(space.sizes)))
+            return cls((), dict(values), shapes)
         layers = []
         for block in metric.blocks:
-            tensors = {part: getattr(block, part).cpu() for part in ("input_values", "input_vectors", "output_values",
-                                                                     "output_vectors")}  # fmt: skip
+            tensors = {part: getattr(block, part, None) for part in PARTS}
+            known = {part: tensor.cpu() for part, tensor in tensors.items() if tensor is not None}
+            if isinstance(block, Lookup):
+                layers.append(Factors(names[block.weight.start], None, 1, known))
+                continue
             weight, bias = (None if place is None else names[place.start] for place in (block.weight, block.bias))
-            layers.append(Factors(weight, bias, block.shape[0], tensors))
+            layers.append(Factors(weight, bias, block.shape[0], known, block.window))
         diagonal = {names[place.start]: values.cpu() for place, values in metric.diagonal}
-        return cls(tuple(layers), diagonal, {n: tuple(s) for n, s in zip(space.names, space.shapes)})
+        return cls(tuple(layers), diagonal, shapes)
 
     def metric(self, space: Space) -> Kronecker:
         """The metric in the space of a network.
@@ -95,18 +166,8 @@ class Curvature:
         self.check(space)
         ends = torch.tensor([0, *space.sizes]).cumsum(0).tolist()
         slices = {name: slice(a, b) for name, a, b in zip(space.names, ends, ends[1:])}
-        blocks, covered = [], set()
-        for layer in self.layers:
-            names = [name for name in (layer.weight, layer.bias) if name is not None]
-            covered |= set(names)
-            tensors = {name: tensor.to(space.device, space.dtype) for name, tensor in layer.tensors.items()}
-            grown = space.shapes[space.names.index(names[0])][0] // layer.groups - layer.outputs
-            if grown:
-                tensors["output_vectors"] = torch.nn.functional.pad(tensors["output_vectors"], (0, 0, 0, grown))
-            none = torch.zeros(layer.groups, 1, 1, dtype=space.dtype, device=space.device)
-            shape = layer.groups, layer.outputs + grown, tensors["input_vectors"].shape[1]
-            weight, bias = (None if name is None else slices[name] for name in (layer.weight, layer.bias))
-            blocks.append(Block(weight, bias, shape, **tensors, shrinkage=(none, none)))
+        blocks = [layer.block(slices, space) for layer in self.layers]
+        covered = {name for layer in self.layers for name in (layer.weight, layer.bias)}
         loose = []
         for name, size in zip(space.names, space.sizes):
             if name not in covered:
@@ -139,10 +200,10 @@ class Curvature:
         A is the mean of the tasks' A_t and B the sum of their B_t, weighted: the cost does not grow with their number,
         and the product of sums is not the sum of products, but for terms that share one of the factors.
         """
-        layers: dict[tuple[str | None, str | None], list[tuple[float, float, Factors]]] = {}
+        layers: dict[tuple[str | None, str | None, int, int], list[tuple[float, float, Factors]]] = {}
         for weight, term in zip(weights, terms):
             for layer in term.layers:
-                layers.setdefault((layer.weight, layer.bias), []).append((weight * term.count, weight, layer))
+                layers.setdefault(layer.key, []).append((weight * term.count, weight, layer))
         diagonal: dict[str, Tensor] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         for weight, term in zip(weights, terms):
@@ -165,7 +226,7 @@ class Curvature:
         found = {f"diagonal.{name}": values for name, values in self.diagonal.items()}
         for k, layer in enumerate(self.layers):
             found |= {f"layer.{k}.{part}": tensor for part, tensor in layer.tensors.items()}
-        about = [[layer.weight, layer.bias, layer.groups] for layer in self.layers]
+        about = [[layer.weight, layer.bias, layer.groups, layer.window] for layer in self.layers]
         return found, json.dumps({"layers": about, "shapes": self.shapes, "count": self.count})
 
     @classmethod
@@ -173,9 +234,9 @@ class Curvature:
         """What `tensors` gave."""
         said = json.loads(about)
         layers = []
-        for k, (weight, bias, groups) in enumerate(said["layers"]):
+        for k, (weight, bias, groups, window) in enumerate(said["layers"]):
             own = {name.split(".")[-1]: t for name, t in tensors.items() if name.startswith(f"layer.{k}.")}
-            layers.append(Factors(weight, bias, groups, own))
+            layers.append(Factors(weight, bias, groups, own, None if window is None else tuple(window)))
         diagonal = {n.removeprefix("diagonal."): t for n, t in tensors.items() if n.startswith("diagonal.")}
         shapes = {name: tuple(shape) for name, shape in said["shapes"].items()}
         return cls(tuple(layers), diagonal, shapes, said["count"])
@@ -188,14 +249,37 @@ def _padded(values: Tensor, size: int) -> Tensor:
 def _merged(terms: Sequence[tuple[float, float, Factors]]) -> Factors:
     """One layer's factors, given each term's weight in the mean of A and in the sum of B."""
     total, (_, _, first) = sum(count for count, _, _ in terms), terms[0]
-    outputs = max(layer.outputs for _, _, layer in terms)
+    tensors: dict[str, Tensor] = {}
     inputs, gradients = SecondMoment(), SecondMoment()
+    outputs = max(layer.tensors["output_vectors"].shape[-2] for _, _, layer in terms)
     for count, weight, layer in terms:
-        inputs.add(layer.root("input") * (count / total) ** 0.5)
-        gradients.add(torch.nn.functional.pad(layer.root("output") * weight**0.5, (0, outputs - layer.outputs)))
-    tensors = {}
+        if layer.lookup:
+            counts = count / total * layer.tensors["counts"]
+            before = tensors.get("counts", torch.zeros_like(counts))
+            size = max(len(before), len(counts))
+            tensors["counts"] = _padded(before, size) + _padded(counts, size)
+        else:
+            inputs.add(layer.root("input") * (count / total) ** 0.5)
+        root = layer.root("output") * weight**0.5
+        gradients.add(torch.nn.functional.pad(root, (0, outputs - root.shape[-1])))
     for side, moment in (("input", inputs), ("output", gradients)):
-        values, vectors = moment.eigen()
-        like = first.tensors[f"{side}_values"]
-        tensors[f"{side}_values"], tensors[f"{side}_vectors"] = values.to(like), vectors.to(like)
-    return Factors(first.weight, first.bias, first.groups, tensors)
+        if not moment.empty:
+            values, vectors = moment.eigen()
+            like = first.tensors["output_values"]
+            tensors[f"{side}_values"], tensors[f"{side}_vectors"] = values.to(like), vectors.to(like)
+    if first.lookup:
+        tensors = {name: t if name == "counts" else t[0] for name, t in tensors.items()}
+    if any("corrected" in layer.tensors for _, _, layer in terms):
+        tensors["corrected"] = sum(weight * _turned(layer, tensors) for _, weight, layer in terms)  # type: ignore[assignment]
+    window = max((layer.window for _, _, layer in terms), key=lambda w: 0 if w is None else w[2])
+    return Factors(first.weight, first.bias, first.groups, tensors, window)
+
+
+def _turned(layer: Factors, to: Mapping[str, Tensor]) -> Tensor:
+    """The diagonal of a layer's term in another eigenbasis, `(groups, rb, ra)`: squares of cosines mix eigenvalues."""
+    own = layer.tensors
+    values = own.get("corrected", own["output_values"].unsqueeze(-1) * own["input_values"].unsqueeze(-2))
+    rows = own["output_vectors"].shape[-2]
+    right = (to["output_vectors"][:, :rows].mT @ own["output_vectors"]).square()
+    left = (own["input_vectors"].mT @ to["input_vectors"]).square()
+    return right @ values @ left

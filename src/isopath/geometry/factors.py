@@ -27,6 +27,11 @@ class SecondMoment:
     rows: list[Tensor] = field(default_factory=list)
     matrix: Tensor | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no row was added."""
+        return self.matrix is None and not self.rows
+
     def add(self, rows: Tensor) -> None:
         """Adds rows `(groups, r, d)`."""
         width = rows.shape[-1]
@@ -73,8 +78,10 @@ class Use:
 
     Attributes:
         weight, bias: names of the parameters read, `None` where there is none or it is frozen.
-        kind: `"kronecker"` (linear maps, convolutions) or `"diagonal"` (normalisation).
-        rows: kronecker: inputs `(groups, n, positions, width)`; diagonal: the normalised input, shaped like `out`.
+        kind: `"kronecker"` (linear maps, convolutions), `"lookup"` (embeddings) or `"diagonal"` (normalisation).
+        rows: kronecker: inputs `(groups, n, positions, width)`; lookup: the rows read, `(n, positions)`, or
+            `(1, positions)` where all examples read the same, -1 for what has no gradient; diagonal: the normalised
+            input, shaped like `out`.
         out: what left it, with its graph.
         channels_first: whether the outputs' axis is the second (convolutions) or the last.
         groups: of a convolution.
@@ -88,8 +95,17 @@ class Use:
     channels_first: bool
     groups: int = 1
 
+    def inputs(self) -> Tensor:
+        """What the weight multiplies, and a one for the bias, `(groups, n, positions, inputs)`."""
+        pieces = [self.rows] if self.weight is not None else []
+        if self.bias is not None:
+            pieces.append(torch.ones_like(self.rows[..., :1]))
+        return torch.cat(pieces, -1)
+
     def output_rows(self, grad: Tensor) -> Tensor:
         """Gradients at `out` as rows `(groups, r, outputs)`, one per position."""
+        if self.kind == "lookup":
+            return (grad.reshape(-1, grad.shape[-1]) * (self.rows >= 0).reshape(-1, 1)).unsqueeze(0)
         if not self.channels_first:
             return grad.reshape(1, -1, grad.shape[-1])
         n = grad.shape[0]
@@ -149,6 +165,13 @@ class Observer(TorchFunctionMode):
             return Use(*names, kind, rows, out, channels_first, groups)
 
         x = argument(0, "input").detach()
+        if func is F.embedding:
+            if argument(3, "max_norm") is not None or argument(5, "scale_grad_by_freq", False) or out.ndim < 2:
+                return None
+            name, rows = self._name(argument(1, "weight")), x.reshape(len(x) if x.ndim > 1 else 1, -1)
+            padding = argument(2, "padding_idx")
+            rows = rows if padding is None else rows.masked_fill(rows == padding, -1)
+            return Use(name, None, "lookup", rows, out, False)
         if func is F.linear:
             return use("kronecker", x.reshape(1, x.shape[0], -1, x.shape[-1]), 1, False)
         if func in CONVOLUTIONS:

@@ -2,94 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from isopath.geometry.batch import Batch
-from isopath.geometry.factors import Observer, SecondMoment, Use
-from isopath.network import Network, rows_of
+from isopath.geometry.blocks import Block, Lookup
+from isopath.geometry.factors import SecondMoment, Use
+from isopath.geometry.sweep import Seen, swept
+from isopath.network import Network
 from isopath.space import Space
-
-BACKWARD = 2 / 3
-
-
-@dataclass(frozen=True)
-class Block:
-    """B ⊗ A on one layer's weight `(groups, o, i)`, its bias an extra input, in the eigenbases of both factors.
-
-    A = E[aaᵀ] over the layer's inputs, B = E[ggᵀ] over gradients at its outputs. Only directions with curvature are
-    stored, so a wide layer costs the number of reference rows times its width, not its width squared.
-    """
-
-    weight: slice | None
-    bias: slice | None
-    shape: tuple[int, int, int]  # groups, outputs, inputs (bias included)
-    input_values: Tensor
-    input_vectors: Tensor  # (groups, i, ra)
-    output_values: Tensor
-    output_vectors: Tensor  # (groups, o, rb)
-    shrinkage: tuple[Tensor, Tensor]  # of the inputs' factor and the outputs', (groups, 1, 1) each
-
-    @property
-    def eigenvalues(self) -> Tensor:
-        """Products of the factors' eigenvalues along stored directions, shrinkage included, flat."""
-        low_a, low_b = self.shrinkage
-        return ((self.output_values.unsqueeze(-1) + low_b) * (self.input_values.unsqueeze(-2) + low_a)).reshape(-1)
-
-    @property
-    def trace(self) -> Tensor:
-        """tr(B + bI) tr(A + aI), summed over the groups."""
-        (low_a, low_b), (_, outputs, inputs) = self.shrinkage, self.shape
-        output = self.output_values.sum(-1) + outputs * low_b.flatten()
-        return (output * (self.input_values.sum(-1) + inputs * low_a.flatten())).sum()
-
-    def _corners(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """function((B + bI) ⊗ (A + aI)) on the grid {stored, rest} x {stored, rest}, each less what it rests on.
-
-        Off the stored directions a factor's eigenvalue is its shrinkage alone, so nothing of size o² or i² appears.
-        """
-        low_a, low_b = self.shrinkage
-        a, b = self.input_values.unsqueeze(-2) + low_a, self.output_values.unsqueeze(-1) + low_b
-        rest = function(low_a * low_b)
-        along_a, along_b = function(a * low_b) - rest, function(b * low_a) - rest
-        return rest, along_a, along_b, function(a * b) - rest - along_a - along_b
-
-    def _parts(self, v: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Weight and bias as views `(groups, o, ·)` of `v`, each with its rows of the input eigenvectors."""
-        (groups, outputs, _), parts = self.shape, []
-        if self.weight is not None:
-            width = self.shape[2] - (self.bias is not None)
-            parts.append((v[self.weight].view(groups, outputs, width), self.input_vectors[:, :width]))
-        if self.bias is not None:
-            parts.append((v[self.bias].view(groups, outputs, 1), self.input_vectors[:, -1:]))
-        return parts
-
-    def apply(self, v: Tensor, out: Tensor, function: Callable[[Tensor], Tensor]) -> None:
-        """Writes function((B + bI) ⊗ (A + aI)) of this layer's part of `v` into `out`, `(P,)`, without a copy of it."""
-        rest, along_a, along_b, along_both = self._corners(function)
-        parts, vectors = self._parts(v), self.output_vectors
-        right = sum(part @ columns for part, columns in parts)
-        mixed = vectors @ (along_both * (vectors.mT @ right)) + along_a * right
-        for (part, columns), (written, _) in zip(parts, self._parts(out)):
-            torch.mul(part, rest, out=written)
-            written.baddbmm_(vectors, along_b * (vectors.mT @ part)).baddbmm_(mixed, columns.mT)
-
-    def quadratic(self, v: Tensor) -> Tensor:
-        """vᵀ((B + bI) ⊗ (A + aI))v on this layer's part, a scalar."""
-        rest, along_a, along_b, along_both = self._corners(lambda values: values)
-        parts, vectors = self._parts(v), self.output_vectors
-        right = sum(part @ columns for part, columns in parts)
-        total = (
-            (along_a * right.square()).sum()  # type: ignore[union-attr]
-            + (along_both * (vectors.mT @ right).square()).sum()
-        )
-        for part, _ in parts:
-            total = total + (rest.flatten() * torch.linalg.vector_norm(part, dim=(1, 2)).square()).sum()
-            total = total + (along_b * (vectors.mT @ part).square()).sum()
-        return total
 
 
 @dataclass(frozen=True)
@@ -97,33 +21,47 @@ class Kronecker:
     """G as a block-diagonal of Kronecker products, with a diagonal for what no block covers.
 
     Linear maps and convolutions get one block each (K-FAC, Martens & Grosse 2015, arXiv 1503.05671; KFC for
-    convolutions, Grosse & Martens 2016, arXiv 1602.01407) of the generalised Gauss-Newton matrix. The curvature of the
-    outputs is sampled exactly, by one backward pass for each column of its root, largest first, until `coverage` of its
-    trace is seen. Scales and shifts of normalisation layers, and parameters read by other operators, have a diagonal.
+    convolutions, Grosse & Martens 2016, arXiv 1602.01407) of the generalised Gauss-Newton matrix; embeddings one whose
+    first factor is diagonal. The curvature of the outputs is sampled exactly, by one backward pass for each column of
+    its root, largest first, until `coverage` of its trace is seen, or by a few random columns. Scales and shifts of
+    normalisation layers, and parameters read by other operators, have a diagonal.
     Batches of several references are merged into one pair of factors per layer: the cost does not grow with their
     number, and the merged product is not the sum of the products.
     """
 
     space: Space
-    blocks: tuple[Block, ...]
+    blocks: tuple[Block | Lookup, ...]
     diagonal: tuple[tuple[slice, Tensor], ...]  # of the parameters that no block covers
 
     @classmethod
     def of(
-        cls, network: Network, theta: Tensor, batches: Sequence[Batch], coverage: float = 0.99, shrinkage: float = 0.0
-    ) -> Kronecker:
-        """Builds the factors in one pass over the rows.
+        cls, network: Network, theta: Tensor, batches: Iterable[Batch], coverage: float = 0.99, shrinkage: float = 0.0,
+        samples: int | None = None, rank: int | None = None, split: int | None = None,
+    ) -> Kronecker:  # fmt: skip
+        """Builds the factors in one pass over the rows, which may be streamed.
 
         Args:
             network: the network.
             theta: the point, `(P,)`.
             batches: weighted reference rows.
             coverage: share of the outputs' curvature (trace of H) to sample; 1 for all columns.
+            shrinkage: added to each factor's eigenvalues, in units of their mean.
+            samples: sample this many random columns of the outputs' curvature instead of exact ones.
+            rank: truncates factors: the directions kept of each, r (i + o) numbers for a layer; all by default.
+            split: splits factors: the largest side of one, wider ones become block-diagonal.
+
+        Raises:
+            ValueError: a number is out of range.
         """
-        moments = _Moments(network)
+        for name, value in (("samples", samples), ("rank", rank), ("split", split)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        moments = Moments(network, split)
         for batch in batches:
-            moments.add(theta, batch, coverage)
-        return cls(network.space, tuple(moments.blocks(shrinkage)), moments.loose())
+            seen = swept(network, theta, batch, moments.generator, coverage, samples)
+            if seen is not None:
+                moments.add(seen)
+        return cls(network.space, tuple(moments.blocks(shrinkage, rank)), moments.loose())
 
     @property
     def dimension(self) -> int:
@@ -174,21 +112,26 @@ class Kronecker:
 
 @dataclass
 class _Layer:
-    """Running second moments of one layer."""
+    """Running second moments of one layer, each side in pieces no wider than a split allows."""
 
     weight: str | None
     bias: str | None
     groups: int
-    inputs: SecondMoment = field(default_factory=SecondMoment)
-    outputs: SecondMoment = field(default_factory=SecondMoment)
+    inputs: list[SecondMoment] = field(default_factory=list)
+    outputs: list[SecondMoment] = field(default_factory=list)
+    counts: Tensor | None = None  # of an embedding
 
 
-class _Moments:
-    """Second moments of every layer, and the diagonal of the rest, over a stream of batches."""
+class Moments:
+    """Second moments of every layer, and the diagonal of the rest, over a stream of batches.
 
-    def __init__(self, network: Network) -> None:
-        self.network = network
-        self.space = network.space
+    Args:
+        network: the network.
+        split: the largest side of a factor; `None` for no limit.
+    """
+
+    def __init__(self, network: Network, split: int | None = None) -> None:
+        self.space, self.split = network.space, split
         ends = torch.tensor([0, *self.space.sizes]).cumsum(0).tolist()
         self.slices = {name: slice(a, b) for name, a, b in zip(self.space.names, ends, ends[1:])}
         self.layers: dict[tuple[str | None, str | None], _Layer] = {}
@@ -196,70 +139,59 @@ class _Moments:
         self.generator = torch.Generator().manual_seed(0)
         self.share = 0.0  # total weight of the rows seen: one for each reference
 
-    def add(self, theta: Tensor, batch: Batch, coverage: float) -> None:
-        """One batch: a forward pass, and a backward pass for each column of the outputs' curvature."""
-        point = theta.detach().requires_grad_(True)
-        parameters = self.space.unflatten(point)
-        with torch.enable_grad(), Observer(parameters) as observer:
-            y = self.network.apply(parameters, batch.inputs, batch.output)
-        if not y.requires_grad:
-            return
-        uses, rest = self._sort(observer, parameters)
-        cotangents = _columns(batch, y.detach(), coverage)
-        self.network.count(rows_of(batch.inputs), 1 + BACKWARD * (len(cotangents) - 1))
-        example = batch.weight.reshape(len(batch.weight), -1).sum(1)
-        self.share += float(example.sum())
-        for use in uses:
-            if use.kind == "kronecker":
-                self._inputs(use, example)
-        targets = [use.out for use in uses] + [parameters[name] for name in rest]
-        for i, cotangent in enumerate(cotangents):
-            # One sign per example makes the square of a summed gradient an unbiased estimate of the sum of squares,
-            # which is all that the parameters without a layer get; a layer's own moments do not see the signs.
-            signs = torch.randint(2, (y.shape[0],), generator=self.generator).to(y) * 2 - 1
-            signed = cotangent * signs.reshape(-1, *[1] * (y.ndim - 1))
-            last = i == len(cotangents) - 1
-            grads = torch.autograd.grad(y, targets, signed, retain_graph=not last, allow_unused=True)
-            for use, grad in zip(uses, grads):
+    def add(self, seen: Seen) -> None:
+        """One batch."""
+        self.share += float(seen.example.sum())
+        for use in seen.uses:
+            if use.kind != "diagonal":
+                self._inputs(use, seen.example)
+        for grads, rest in seen.gradients:
+            for use, grad in zip(seen.uses, grads):
                 if grad is not None:
-                    self._outputs(use, grad, len(y))
-            for name, grad in zip(rest, grads[len(uses) :]):
-                if grad is not None:
-                    self._add(name, grad.reshape(-1).square())
-
-    def _sort(self, observer: Observer, parameters: dict[str, Tensor]) -> tuple[list[Use], list[str]]:
-        """The calls that get a block of their own, and the parameters that none of them covers."""
-        shared = set(observer.elsewhere)
-        partner: dict[str, tuple[str | None, str | None]] = {}
-        for use in observer.uses:  # a parameter with two different partners has no single block
-            for name in (use.weight, use.bias):
-                if name is not None and partner.setdefault(name, (use.weight, use.bias)) != (use.weight, use.bias):
-                    shared |= {*partner[name], use.weight, use.bias} - {None}  # type: ignore[arg-type]
-        uses = [use for use in observer.uses if not {use.weight, use.bias} & shared]
-        covered = {name for use in uses for name in (use.weight, use.bias)}
-        return uses, [name for name in parameters if name not in covered]
+                    self.outputs(use, grad, seen.count)
+            for name, grad in rest.items():
+                self.loosely(name, grad.reshape(-1).square())
 
     def _inputs(self, use: Use, example: Tensor) -> None:
         layer = self.layers.setdefault((use.weight, use.bias), _Layer(use.weight, use.bias, use.groups))
-        pieces = [use.rows] if use.weight is not None else []
-        if use.bias is not None:
-            pieces.append(torch.ones_like(use.rows[..., :1]))
-        rows = torch.cat(pieces, -1)
-        # Windows, or a time-first layout, put more or other things than examples on the axis: then all count alike
-        share = example if rows.shape[1] == len(example) else example.mean().expand(rows.shape[1])
-        layer.inputs.add((rows * share.sqrt()[:, None, None]).flatten(1, 2))
-
-    def _outputs(self, use: Use, grad: Tensor, examples: int) -> None:
-        if use.kind == "kronecker":
-            positions = use.rows.shape[1] * use.rows.shape[2] / examples
-            self.layers[use.weight, use.bias].outputs.add(use.output_rows(grad) / positions**0.5)
+        if use.kind == "lookup":
+            counts = self._reads(use, example)
+            layer.counts = counts if layer.counts is None else layer.counts + counts
             return
-        for name, moment in ((use.weight, grad * use.rows), (use.bias, grad)):
-            if name is not None:
-                sums = use.per_example(moment, self.space.shapes[self.space.names.index(name)].numel())
-                self._add(name, sums.square().sum(0))
+        # Windows, or a time-first layout, put more or other things than examples on the axis: then all count alike
+        share = example if use.rows.shape[1] == len(example) else example.mean().expand(use.rows.shape[1])
+        self._pieces(layer.inputs, (use.inputs() * share.sqrt()[:, None, None]).flatten(1, 2))
 
-    def _add(self, name: str, squares: Tensor) -> None:
+    def _reads(self, use: Use, example: Tensor) -> Tensor:
+        """How often each row of an embedding is read by one example, weighted."""
+        assert use.weight is not None
+        ids = use.rows
+        # an embedding of positions is read once for a whole batch
+        share = example if len(ids) == len(example) else example.sum().expand(len(ids)) / len(ids)
+        counts = example.new_zeros(self.space.shapes[self.space.names.index(use.weight)][0])
+        share = share.repeat_interleave(ids.shape[1]) * (ids >= 0).flatten()
+        return counts.index_add_(0, ids.flatten().clamp_min(0), share)
+
+    def _pieces(self, moments: list[SecondMoment], rows: Tensor, whole: bool = False) -> None:
+        pieces = rows.split(self.split, -1) if self.split and not whole else (rows,)
+        if not moments:
+            moments += [SecondMoment() for _ in pieces]
+        for moment, piece in zip(moments, pieces):
+            moment.add(piece)
+
+    def outputs(self, use: Use, grad: Tensor, examples: int) -> None:
+        """Adds the gradients at what left a layer."""
+        if use.kind == "diagonal":
+            for name, moment in ((use.weight, grad * use.rows), (use.bias, grad)):
+                if name is not None:
+                    sums = use.per_example(moment, self.space.shapes[self.space.names.index(name)].numel())
+                    self.loosely(name, sums.square().sum(0))
+            return
+        look = use.kind == "lookup"
+        positions = use.rows.shape[1] if look else use.rows.shape[1] * use.rows.shape[2] / examples
+        self._pieces(self.layers[use.weight, use.bias].outputs, use.output_rows(grad) / positions**0.5, look)
+
+    def loosely(self, name: str, squares: Tensor) -> None:
         """Adds to the diagonal of a parameter without a block."""
         self.diagonal[name] = self.diagonal.get(name, 0) + squares
 
@@ -273,34 +205,39 @@ class _Moments:
             if name not in covered
         )
 
-    def blocks(self, shrinkage: float) -> list[Block]:
+    def blocks(self, shrinkage: float, rank: int | None = None) -> list[Block | Lookup]:
         """The layers' factors in their eigenbases."""
-        return [self._block(layer, shrinkage) for layer in self.layers.values()]
+        return [block for layer in self.layers.values() for block in self._blocks(layer, shrinkage, rank)]
 
-    def _block(self, layer: _Layer, shrinkage: float) -> Block:
-        dtype = self.space.dtype
-        input_values, input_vectors = (t.to(dtype) for t in layer.inputs.eigen())
-        input_values = input_values / self.share  # A is a mean over all rows; B carries the sum over the references
-        output_values, output_vectors = (t.to(dtype) for t in layer.outputs.eigen())
+    def _blocks(self, layer: _Layer, shrinkage: float, rank: int | None) -> list[Block | Lookup]:
         weight = self.slices[layer.weight] if layer.weight else None
         bias = self.slices[layer.bias] if layer.bias else None
-        shape = (layer.groups, output_vectors.shape[1], input_vectors.shape[1])
-        lows = (
-            shrinkage * values.sum(-1)[:, None, None] / width
-            for values, width in ((input_values, shape[2]), (output_values, shape[1]))
-        )
-        return Block(
-            weight, bias, shape, input_values, input_vectors, output_values, output_vectors,
-            tuple(lows),  # type: ignore[arg-type]
-        )
+        outputs = [self._eigen(moment, rank) for moment in layer.outputs]
+        if layer.counts is not None:
+            assert weight is not None and layer.weight is not None
+            values, vectors = self._eigen(layer.outputs[0], rank)
+            shape = self.space.shapes[self.space.names.index(layer.weight)]
+            counts = layer.counts / self.share
+            return [Lookup(weight, (shape[0], shape[1]), counts, values[0], vectors[0])]
+        inputs = [self._eigen(moment, rank) for moment in layer.inputs]
+        all_outputs, all_inputs = (sum(vectors.shape[1] for _, vectors in side) for side in (outputs, inputs))
+        blocks: list[Block | Lookup] = []
+        first = 0
+        for b, right in outputs:
+            start = 0
+            for a, left in inputs:
+                shape3 = (layer.groups, right.shape[1], left.shape[1])
+                window = (first, start, all_outputs, all_inputs) if len(outputs) * len(inputs) > 1 else None
+                a_mean = a / self.share  # A is a mean over all rows; B carries the sum over the references
+                lows = (
+                    shrinkage * a_mean.sum(-1)[:, None, None] / shape3[2],
+                    shrinkage * b.sum(-1)[:, None, None] / shape3[1],
+                )
+                blocks.append(Block(weight, bias, shape3, a_mean, left, b, right, lows, window=window))
+                start += left.shape[1]
+            first += right.shape[1]
+        return blocks
 
-
-def _columns(batch: Batch, y: Tensor, coverage: float) -> list[Tensor]:
-    """Cotangents whose outer products sum to w H at each row, the largest of every row first."""
-    root = batch.divergence.root(y) * batch.weight.clamp_min(0).sqrt()[..., None, None]
-    size = root.square().sum(-1)
-    order = size.argsort(-1, descending=True)
-    seen = size.gather(-1, order).reshape(-1, size.shape[-1]).double().sum(0).cumsum(0)
-    count = int((seen < coverage * seen[-1]).sum()) + 1
-    index = order[..., : min(count, root.shape[-2])].unsqueeze(-1).expand(*order.shape[:-1], -1, root.shape[-1])
-    return list(root.gather(-2, index).unbind(-2))
+    def _eigen(self, moment: SecondMoment, rank: int | None) -> tuple[Tensor, Tensor]:
+        values, vectors = (t.to(self.space.dtype) for t in moment.eigen())
+        return (values, vectors) if rank is None else (values[:, :rank], vectors[..., :rank].contiguous())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isopath.examples import Examples, to
-from isopath.geometry.batch import Batch
+from isopath.geometry.batch import Batch, Streamed
 from isopath.geometry.choice import Choice, chosen
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.divergence import divergence_of
@@ -76,7 +76,8 @@ class Memory:
 
     Args:
         examples: rows kept in all, shared evenly by the tasks; 0 keeps no data.
-        factors: whether each task leaves its curvature, as Kronecker factors at the weights that it was left with.
+        factors: whether each task leaves its curvature at the weights that it was left with: as Kronecker factors
+            (`True` or `"kronecker"`), with their eigenvalues measured (`"ekfac"`), or as a `"diagonal"`.
         choose: which rows: `"random"`, `"balanced"` over the labels, `"herding"` or `"leverage"` (see `choice`).
         merge: keep one sum of all tasks' factors instead of one term per task: memory and cost do not grow, and the
             product of sums stands for the sum of products.
@@ -92,7 +93,7 @@ class Memory:
     """
 
     examples: int = 200
-    factors: bool = False
+    factors: bool | str = False
     choose: Choice = "random"
     merge: bool = False
     decay: float = 1.0
@@ -108,6 +109,8 @@ class Memory:
             raise ValueError(f"examples must be >= 0 and decay in (0, 1], got {self.examples} and {self.decay}")
         if not self.examples and not self.factors:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
+        if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
+            raise ValueError(f"factors must be True, 'kronecker', 'ekfac', 'diagonal' or False, got {self.factors!r}")
         if self.rank is not None and self.rank < 1:
             raise ValueError(f"rank must be >= 1, got {self.rank}")
 
@@ -192,8 +195,8 @@ class Memory:
                 yield Batch(inputs, y, weight, divergence, task.head)
 
         divergence = divergence_of(self.divergence)
-        found = Curvature.of(network, network.start, batches())
-        found = found if self.rank is None else found.truncated(self.rank)
+        kind = "kronecker" if self.factors is True else str(self.factors)
+        found = Curvature.of(network, network.start, Streamed(batches), kind=kind, rank=self.rank)
         centre = {name: t.cpu() for name, t in network.space.unflatten(network.start.clone()).items()}
         return replace(task, curvature=found, centre=centre, columns=columns[0])
 

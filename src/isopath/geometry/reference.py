@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from isopath.examples import Examples, check_finite, to
-from isopath.geometry.batch import Batch
+from isopath.geometry.batch import Batch, Streamed
 from isopath.geometry.divergence import Divergence, divergence_of
-from isopath.geometry.kinds import metric_of
+from isopath.geometry.kinds import STREAMING, metric_of
 from isopath.geometry.metric import Metric
 from isopath.network import Network, Output
 
@@ -119,12 +119,42 @@ class Reference:
 
         Args:
             model: any module; it is not modified.
-            kind: `"exact"`, `"gram"`, `"kronecker"` or `"identity"`.
+            kind: `"exact"`, `"gram"`, `"kronecker"`, `"ekfac"`, `"low_rank"`, `"diagonal"`, `"preconditioned"` or
+                `"identity"`.
             options: the constructor's arguments of that kind, and `trainable`.
+
+        The rows of a `DataLoader` or `Dataset` are streamed where the kind needs one or two passes (Kronecker, EKFAC,
+        diagonal); products with an exact metric go over them again and again, so they are held.
         """
         network = Network(model, options.pop("trainable", None))
+        if kind in STREAMING:
+            return metric_of(kind, network, network.start, self.streamed(network, network.start), **options)
         part = self.whole(network, network.start)
         return metric_of(kind, network, network.start, part.batches, **options)
+
+    def streamed(self, network: Network, theta: Tensor) -> Streamed:
+        """Every row, a batch at a time, with the outputs of `network` at `theta` as those to keep."""
+
+        def batches() -> Iterator[Batch]:
+            total = None
+            for b in self._raw(network, theta, torch.arange(len(self))):
+                total = self._total(b) if total is None else total
+                yield Batch(b.inputs, b.kept, (b.weight / total).to(b.kept.dtype), b.divergence, b.output)
+
+        return Streamed(batches)
+
+    def _total(self, first: Batch) -> Tensor:
+        """The weight of all rows, without their outputs; every batch has the positions of the first."""
+        weights = torch.ones(len(self)) if self.weights is None else self.weights
+        if self.mask is None:
+            return weights.double().sum() * max(1, first.kept.shape[1:-1].numel())
+        total = torch.zeros((), dtype=torch.float64)
+        for rows in torch.arange(len(self)).split(self.batch_size):
+            mask = self.examples.take(rows)[0][self.mask] if isinstance(self.mask, str) else self.mask[rows]
+            total += (mask.cpu().double() * weights[rows].cpu().double().reshape(-1, *[1] * (mask.ndim - 1))).sum()
+        if not total > 0:
+            raise ValueError("the rows of the reference have no weight: every one is masked or weighs zero")
+        return total
 
     def _part(self, network: Network, theta: Tensor, index: Tensor) -> Part:
         batches = list(self._raw(network, theta, index))

@@ -43,13 +43,31 @@ def conjugate_gradients(
 
 
 def lanczos(operator: Map, dimension: int, k: int, like: Tensor, seed: int = 0) -> Tensor:
-    """The largest `k` eigenvalues of a symmetric operator, descending.
-
-    Block-free Lanczos with full re-orthogonalisation in `k + 16` steps (at most `dimension`), from a seeded start. It
-    finds one copy of a multiple eigenvalue.
-    """
+    """The largest `k` eigenvalues of a symmetric operator, descending; see `ritz`."""
     k = min(k, dimension)
-    steps = min(dimension, k + 16)
+    values, _ = _tridiagonal(operator, dimension, k + 16, like, seed)[0]
+    values = values.flip(0)[:k]
+    return torch.nn.functional.pad(values, (0, k - len(values))).to(like)
+
+
+def ritz(
+    operator: Map, dimension: int, k: int, like: Tensor, seed: int = 0, extra: int = 16
+) -> tuple[Tensor, Tensor]:
+    """The largest `k` eigenvalues `(k,)` of a symmetric operator, descending, and its eigenvectors `(P, k)`.
+
+    Block-free Lanczos with full re-orthogonalisation in `k + extra` steps (at most `dimension`), from a seeded start.
+    It finds one copy of a multiple eigenvalue.
+    """
+    (values, mixed), basis = _tridiagonal(operator, dimension, min(k, dimension) + extra, like, seed)
+    top = values.argsort(descending=True)[: min(k, dimension)]
+    return values[top].to(like), torch.stack(basis[: len(mixed)], 1) @ mixed[:, top].to(like)
+
+
+def _tridiagonal(
+    operator: Map, dimension: int, steps: int, like: Tensor, seed: int
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    """Eigenvalues, ascending, and eigenvectors of the operator within a Krylov space, and its basis."""
+    steps = min(dimension, steps)
     generator = torch.Generator().manual_seed(seed)
     q = torch.randn(dimension, generator=generator, dtype=torch.float64).to(like)
     q /= q.norm()
@@ -70,5 +88,5 @@ def lanczos(operator: Map, dimension: int, k: int, like: Tensor, seed: int = 0) 
     if n > 1:
         off = torch.tensor(beside[: n - 1], dtype=torch.float64)
         tridiagonal += torch.diag(off, 1) + torch.diag(off, -1)
-    values = torch.linalg.eigvalsh(tridiagonal).flip(0)[:k]
-    return torch.nn.functional.pad(values, (0, k - len(values))).to(like)
+    values, vectors = torch.linalg.eigh(tridiagonal)
+    return (values, vectors), basis
