@@ -34,7 +34,8 @@ class Kept(Learner):
     again beside the new ones, and where tasks bring new classes, the new rows compete among the new classes only
     (Caccia et al. 2022, arXiv 2104.05025).
 
-    Settings: `examples`, `factors`, `merge`, `rank`, `strength`, `damping`, `replay` (weight of the kept labels).
+    Settings: `examples`, `factors`, `merge`, `rank`, `strength`, `damping`, `renew`, `replay` (weight of the kept
+    labels).
     """
 
     def __init__(self, *args: Any) -> None:
@@ -52,7 +53,7 @@ class Kept(Learner):
         super().begin(stage)
         self.optimizer = ip.optim.Invariant(
             self.optimizer, self.model, self.memory, tolerance=None, strength=self.settings["strength"],
-            damping=self.settings["damping"], refresh=self.settings.get("refresh", 200), batch_size=BATCH,
+            damping=self.settings["damping"], refresh=200, renew=self.settings.get("renew", 1), batch_size=BATCH,
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class Invariant(Optimizer):
         damping: μ in units of the metric's mean eigenvalue; smaller holds tighter.
         check_every: steps between two checks of the drift.
         refresh: steps between two builds of the metric, where it comes from kept rows.
+        renew: steps between two products with kept curvature, G_t(θ - θ_t), whose cost grows with the number of tasks.
+            A step changes them little, unless the strength or the rate is very large.
         batch_size: kept rows per step.
         trainable: as for `trace`; all parameters that require a gradient by default.
         seed: of the batches.
@@ -60,16 +62,16 @@ class Invariant(Optimizer):
     def __init__(
         self, base: Optimizer, model: nn.Module, keep: Memory | Reference | References, tolerance: float | None = 0.01,
         strength: float = 1.0, damping: float = DAMPING, check_every: int = 100, refresh: int = 50,
-        batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
+        renew: int = 1, batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
     ) -> None:  # fmt: skip
         dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
         if dtypes & {torch.float16, torch.bfloat16}:
             raise ValueError("the parameters are in 16 bits, in which a metric cannot be solved; keep them in float32 "
                              "and run the model under torch.autocast")  # fmt: skip
-        if strength < 0 or not damping > 0 or check_every < 1 or refresh < 1:
+        if strength < 0 or not damping > 0 or min(check_every, refresh, renew) < 1:
             raise ValueError(
-                f"strength must be >= 0, damping > 0, check_every and refresh >= 1, got {strength}, {damping}, "
-                f"{check_every} and {refresh}"
+                f"strength must be >= 0, damping > 0, check_every, refresh and renew >= 1, got {strength}, {damping}, "
+                f"{check_every}, {refresh} and {renew}"
             )
         self.base, self.network = base, Network(model, trainable)
         named = dict(model.named_parameters())
@@ -78,12 +80,14 @@ class Invariant(Optimizer):
         super().__init__(base.param_groups, base.defaults)
         self.state = base.state
         self.tolerance, self.strength, self.damping = tolerance, strength, damping
-        self.check_every, self.refresh, self.batch_size, self.seed = check_every, refresh, batch_size, seed
+        self.check_every, self.refresh, self.renew, self.batch_size = check_every, refresh, renew, batch_size
+        self.seed = seed
         self.steps = self.rollbacks = 0
         self._model = model
         self._curved, self._rows = _pulls(keep, self.network, seed)
         self._metric: Metric | None = None
         self._damping = 1.0
+        self._held: Tensor | None = None  # the pull of kept curvature, as it was last computed
         self._build()
         self._anchor = self._saved()
 
@@ -120,8 +124,13 @@ class Invariant(Optimizer):
 
     def _pull(self, theta: Tensor) -> Tensor:
         """λ Σ ∇D_t, in the units of the loss; the kept rows speak for a task that has both."""
+        if self._held is None or self.steps % self.renew == 0:
+            self._held = self._summed([pull for pull in self._curved if not pull.measured], theta)
+        return self._summed(self._rows, theta).add_(self._held)
+
+    def _summed(self, pulls: Sequence[_Rows | _Curved], theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
-        for pull in self._judges():
+        for pull in pulls:
             total.add_(pull.gradient(theta, self.steps, self.batch_size), alpha=self.strength * pull.weight)
         return total
 
@@ -184,6 +193,7 @@ class Invariant(Optimizer):
         self._restored(_with_groups(state, self.base))
         self.rollbacks += 1
         self.strength *= 2
+        self._held = None
         self._build()
         return self.drift()
 
@@ -222,7 +232,7 @@ class Invariant(Optimizer):
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The base optimiser's state and its own."""
         own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
-        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows]}
+        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": self._held}
         return {**self.base.state_dict(), "invariant": own}
 
     @torch.no_grad()
@@ -239,7 +249,7 @@ class Invariant(Optimizer):
         self._write(theta.to(now))
         self._build(buffers)
         self._write(now)
-        self.strength = own["strength"]
+        self.strength, self._held = own["strength"], own["held"]
 
 
 def _with_groups(state: dict[str, Any], base: Optimizer) -> dict[str, Any]:

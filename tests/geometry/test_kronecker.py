@@ -11,6 +11,7 @@ from torch import nn
 
 import isopath as ip
 from isopath.geometry import factors
+from isopath.geometry.blocks import Lookup
 from isopath.geometry.factors import SecondMoment, _patches
 from isopath.geometry.kronecker import Kronecker
 from isopath.network import Network
@@ -197,6 +198,9 @@ def test_batches_stream_into_the_same_blocks(case):
     whole = kronecker(case, "squared_error")
     streamed = case.reference("squared_error", batch_size=2).metric(case.model, "kronecker")
     blocks = loose(whole) == 0  # the signs of the other operators' estimates are drawn batch by batch
+    for block in whole.blocks:  # and those of outputs at several positions, which mix below
+        if isinstance(block, Lookup):
+            blocks[block.weight] = False
     v = x(whole.dimension)
     assert relative(streamed.mv(v)[blocks], whole.mv(v)[blocks]) < 1e-10
 
@@ -212,6 +216,111 @@ def test_coverage_buys_curvature_with_backward_passes():
         costs.append(network.evaluations - spent)
     assert traces == sorted(traces) and traces[0] >= 0.3 * traces[-1]
     assert costs == sorted(costs) and costs[-1] == pytest.approx(20 * (1 + 2 / 3 * 9))
+
+
+# --- embeddings, and factors that are sampled, truncated or split ---------------------------------------------------
+
+
+class Table(nn.Module):
+    def __init__(self, padding: int | None = None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(6, 3, padding_idx=padding)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table(ids).flatten(1)
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+def test_an_embedding_read_once_by_each_example_is_exact(padding):
+    case = Case(Table(padding).double(), torch.tensor([[0], [2], [2], [5], [0], [1]]))
+    metric = kronecker(case, "squared_error", coverage=1.0)
+    assert type(metric.blocks[0]).__name__ == "Lookup"
+    G = dense(case, "squared_error")
+    if padding is None:
+        assert relative(own_matrix(metric), G) < 1e-12
+    else:  # what is never trained has no curvature
+        assert not own_matrix(metric)[:3].any() and not G[:3].any()
+    b = x(metric.dimension)
+    K = own_matrix(metric)
+    assert relative(metric.solve(b, 0.1), torch.linalg.solve(K + 0.1 * torch.eye(len(K)).double(), b)) < 1e-12
+    assert float(metric.norm(b)) == pytest.approx(float(b @ K @ b) ** 0.5)
+    assert metric.trace() == pytest.approx(float(K.trace()))
+
+
+def test_positions_that_all_examples_read_alike_count_once_for_each():
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.places = nn.Embedding(4, 3)
+
+        def forward(self, tokens):
+            return tokens + self.places(torch.arange(tokens.shape[1]).unsqueeze(0))
+
+    case = Case(Placed().double(), x(5, 4, 3))
+    metric, G = kronecker(case, "squared_error", coverage=1.0), dense(case, "squared_error")
+    assert relative(own_matrix(metric), G) < 0.35
+    assert metric.trace() == pytest.approx(float(G.trace()), rel=0.3)
+
+
+def test_a_table_that_is_also_a_matrix_has_a_diagonal():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(6, 3)
+
+        def forward(self, ids):
+            return self.table(ids).mean(1) @ self.table.weight.T
+
+    metric = kronecker(Case(Both().double(), torch.tensor([[0, 1], [2, 3]])))
+    assert not metric.blocks and (loose(metric) > 0).any()
+
+
+def test_split_factors_are_the_diagonal_pieces_of_whole_ones(case):
+    whole, split = (own_matrix(kronecker(case, "kl", split=s)) for s in (None, 2))
+    diagonal = whole.diag()
+    assert torch.allclose(split.diag(), diagonal, rtol=1e-9, atol=1e-14)
+    kept = split != 0
+    assert torch.allclose(split[kept], whole[kept], rtol=1e-7, atol=1e-12)
+    metric = kronecker(case, "kl", split=2)
+    b = x(metric.dimension)
+    damped = split + 0.1 * torch.eye(len(split)).double()
+    assert relative(metric.solve(b, 0.1), torch.linalg.solve(damped, b)) < 1e-9
+    assert float(metric.norm(b)) == pytest.approx(float(b @ split @ b) ** 0.5, abs=1e-12)
+    assert metric.trace() == pytest.approx(float(split.trace()))
+
+
+def test_truncated_factors_keep_the_leading_directions():
+    case = build("mlp")
+    whole, cut = (kronecker(case, rank=rank) for rank in (None, 2))
+    for one, other in zip(whole.blocks, cut.blocks):
+        assert torch.equal(one.input_vectors[..., :2], other.input_vectors)
+        assert torch.equal(one.output_values[..., :2], other.output_values)
+    assert 0 < cut.trace() < whole.trace()
+    with pytest.raises(ValueError, match="rank must be >= 1, got 0"):
+        kronecker(case, rank=0)
+
+
+def test_random_columns_are_right_on_average_and_cost_a_pass_each():
+    model, rows = nn.Linear(4, 10).double(), x(40, 4)
+    network = Network(model)
+    batches = ip.Reference(rows, "kl").whole(network, network.start).batches
+    exact = own_matrix(Kronecker.of(network, network.start, batches, 1.0))
+    spent = network.evaluations
+    few = Kronecker.of(network, network.start, batches, samples=1)
+    assert network.evaluations - spent == 40 and few.trace() > 0
+    many = Kronecker.of(network, network.start, batches, samples=500)
+    assert relative(own_matrix(many), exact) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "ekfac", "diagonal"])
+def test_a_loader_is_streamed(kind, monkeypatch):
+    case = build("conv_bn")
+    expected = case.reference("kl", batch_size=2).metric(case.model, kind)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(case.inputs), batch_size=3)
+    monkeypatch.setattr(ip.Reference, "whole", None)  # which would hold all rows at once
+    metric = ip.Reference(loader, "kl", batch_size=2).metric(case.model, kind)
+    v = x(metric.dimension)
+    assert torch.equal(metric.mv(v), expected.mv(v))
 
 
 # --- what must not break it -----------------------------------------------------------------------------------------

@@ -247,7 +247,8 @@ def test_sums_need_one_dimension():
 
 
 def test_the_kinds_are_named_and_an_unknown_one_lists_them():
-    assert set(KINDS) == {"exact", "gram", "kronecker", "identity"}
+    kinds = {"exact", "gram", "kronecker", "ekfac", "low_rank", "diagonal", "preconditioned", "identity"}
+    assert set(KINDS) == kinds
     case = build("mlp")
     with pytest.raises(ValueError, match=r"unknown metric 'kfac'; the kinds are exact, gram, kronecker"):
         metric_of("kfac", Network(case.model), x(51), [])

@@ -26,7 +26,7 @@ class Block:
     input_vectors: Tensor  # (groups, i, ra)
     output_values: Tensor
     output_vectors: Tensor  # (groups, o, rb)
-    shrinkage: tuple[Tensor, Tensor]  # of the inputs' factor and the outputs', (groups, 1, 1) each
+    shrinkage: tuple[Tensor, Tensor] | None = None  # of the inputs' factor and the outputs', (groups, 1, 1) each
     corrected: Tensor | None = None  # (groups, rb, ra) eigenvalues in place of the products b a (EKFAC)
     window: Window | None = None  # of a factor that is split
 
@@ -37,8 +37,10 @@ class Block:
 
     def _grid(self) -> Tensor:
         """(b + low_b)(a + low_a), with b a corrected where that is known, `(groups, rb, ra)`."""
-        low_a, low_b = self.shrinkage
         a, b = self.input_values.unsqueeze(-2), self.output_values.unsqueeze(-1)
+        if self.shrinkage is None:
+            return b * a if self.corrected is None else self.corrected
+        low_a, low_b = self.shrinkage
         if self.corrected is None:
             return (b + low_b) * (a + low_a)
         return self.corrected + low_b * a + low_a * b + low_a * low_b
@@ -46,9 +48,12 @@ class Block:
     @property
     def trace(self) -> Tensor:
         """tr(B + bI) tr(A + aI), summed over the groups; with the corrected eigenvalues where there are any."""
-        (low_a, low_b), (_, outputs, inputs) = self.shrinkage, self.shape
+        _, outputs, inputs = self.shape
         a, b = self.input_values.sum(-1), self.output_values.sum(-1)
-        total = ((b + outputs * low_b.flatten()) * (a + inputs * low_a.flatten())).sum()
+        total = (a * b).sum()
+        if self.shrinkage is not None:
+            low_a, low_b = (low.flatten() for low in self.shrinkage)
+            total = ((b + outputs * low_b) * (a + inputs * low_a)).sum()
         return total if self.corrected is None else total + self.corrected.sum() - (a * b).sum()
 
     def _corners(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -56,6 +61,7 @@ class Block:
 
         Off the stored directions a factor's eigenvalue is its shrinkage alone, so nothing of size o² or i² appears.
         """
+        assert self.shrinkage is not None
         low_a, low_b = self.shrinkage
         a, b = self.input_values.unsqueeze(-2) + low_a, self.output_values.unsqueeze(-1) + low_b
         rest = function(low_a * low_b)
@@ -78,9 +84,16 @@ class Block:
 
     def apply(self, v: Tensor, out: Tensor, function: Callable[[Tensor], Tensor]) -> None:
         """Writes function((B + bI) ⊗ (A + aI)) of this layer's part of `v` into `out`, `(P,)`, without a copy of it."""
-        rest, along_a, along_b, along_both = self._corners(function)
         parts, vectors = self._parts(v), self.output_vectors
         right = sum(part @ columns for part, columns in parts)
+        if self.shrinkage is None:  # nothing but the stored directions differs from what an eigenvalue of zero gives
+            rest = function(torch.zeros((), dtype=v.dtype, device=v.device))
+            mixed = vectors @ ((function(self._grid()) - rest) * (vectors.mT @ right))
+            for (part, columns), (written, _) in zip(parts, self._parts(out)):
+                torch.mul(part, rest, out=written)
+                written.baddbmm_(mixed, columns.mT)
+            return
+        rest, along_a, along_b, along_both = self._corners(function)
         mixed = vectors @ (along_both * (vectors.mT @ right)) + along_a * right
         for (part, columns), (written, _) in zip(parts, self._parts(out)):
             torch.mul(part, rest, out=written)
@@ -88,9 +101,11 @@ class Block:
 
     def quadratic(self, v: Tensor) -> Tensor:
         """vᵀ((B + bI) ⊗ (A + aI))v on this layer's part, a scalar."""
-        rest, along_a, along_b, along_both = self._corners(lambda values: values)
         parts, vectors = self._parts(v), self.output_vectors
         right = sum(part @ columns for part, columns in parts)
+        if self.shrinkage is None:
+            return (self._grid() * (vectors.mT @ right).square()).sum()
+        rest, along_a, along_b, along_both = self._corners(lambda values: values)
         total = (
             (along_a * right.square()).sum()  # type: ignore[union-attr]
             + (along_both * (vectors.mT @ right).square()).sum()

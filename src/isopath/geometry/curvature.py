@@ -84,11 +84,12 @@ class Factors:
             window = (*window[:2], window[2] + grown, window[3])
         elif grown:
             tensors["output_vectors"] = torch.nn.functional.pad(tensors["output_vectors"], (0, 0, 0, grown))
-        none = torch.zeros(self.groups, 1, 1, dtype=space.dtype, device=space.device)
         shape = self.groups, tensors["output_vectors"].shape[1], tensors["input_vectors"].shape[1]
         weight, bias = (None if name is None else slices[name] for name in (self.weight, self.bias))
-        corrected = tensors.pop("corrected", None)
-        return Block(weight, bias, shape, **tensors, shrinkage=(none, none), corrected=corrected, window=window)
+        return Block(
+            weight, bias, shape, tensors["input_values"], tensors["input_vectors"], tensors["output_values"],
+            tensors["output_vectors"], corrected=tensors.get("corrected"), window=window,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

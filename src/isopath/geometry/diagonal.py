@@ -50,7 +50,7 @@ class Diagonal:
                     elif use.kind == "lookup":
                         _read(moments, use.weight or "", use.rows, grad, values)
                     else:
-                        found, places = squared(use, grad, None, None).flatten(0, 1), moments.slices
+                        found, places = squared(use, grad, seen.count).flatten(0, 1), moments.slices
                         width = found.shape[1] - (use.bias is not None)
                         if use.weight is not None:
                             values[places[use.weight]] += found[:, :width].reshape(-1)

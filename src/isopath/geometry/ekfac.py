@@ -43,7 +43,7 @@ def ekfac(
                 k = at[tuple(places)]  # type: ignore[index]
                 block = metric.blocks[k]
                 assert isinstance(block, Block)
-                values = squared(use, grad, block.input_vectors, block.output_vectors)
+                values = squared(use, grad, seen.count, block.input_vectors, block.output_vectors)
                 found[k] = values if k not in found else found[k].add_(values)
     blocks = [
         replace(block, corrected=found[k]) if k in found and isinstance(block, Block) else block

@@ -233,7 +233,8 @@ class Moments:
                     shrinkage * a_mean.sum(-1)[:, None, None] / shape3[2],
                     shrinkage * b.sum(-1)[:, None, None] / shape3[1],
                 )
-                blocks.append(Block(weight, bias, shape3, a_mean, left, b, right, lows, window=window))
+                low = lows if shrinkage else None
+                blocks.append(Block(weight, bias, shape3, a_mean, left, b, right, low, window=window))
                 start += left.shape[1]
             first += right.shape[1]
         return blocks

@@ -10,12 +10,16 @@ from isopath.geometry.factors import Use
 NUMBERS = 2**24  # held at once
 
 
-def squared(use: Use, grad: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
+def squared(use: Use, grad: Tensor, count: int, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
     """Σ_n (Rᵀ M_n L)², elementwise, for the gradients M_n = Σ_t g_nt a_ntᵀ of single examples.
+
+    Where a layer has more or other things than examples on its first axis (windows, or time first, as PyTorch's
+    attention), every position counts as an example of its own.
 
     Args:
         use: a linear map or a convolution.
         grad: the gradient at what left it.
+        count: of the examples.
         left: orthonormal columns `(groups, i, ra)` for the inputs, the bias the last; `None` for the axes themselves.
         right: the same `(groups, o, rb)` for the outputs.
 
@@ -24,6 +28,9 @@ def squared(use: Use, grad: Tensor, left: Tensor | None, right: Tensor | None) -
     """
     inputs, outputs = use.inputs(), use.output_rows(grad)
     groups, n, positions, _ = inputs.shape
+    if n != count:
+        n, positions = n * positions, 1
+        inputs = inputs.reshape(groups, n, 1, -1)
     outputs = outputs.reshape(groups, n, positions, -1)
     a = inputs if left is None else inputs @ left.unsqueeze(1)
     g = outputs if right is None else outputs @ right.unsqueeze(1)

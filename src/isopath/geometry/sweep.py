@@ -25,8 +25,8 @@ class Seen:
         example: the weight of each example, `(n,)`.
         count: how many outputs' rows there are, the examples.
         gradients: for each column the gradients at what left the uses, and of the rest by name; `None` where there is
-            none. One sign per example is drawn for each column: it makes the square of a gradient that is summed over
-            examples an unbiased estimate of the sum of squares, and does not show in a layer's own rows.
+            none. One sign per row of outputs is drawn for each column: it makes the square of a gradient that is summed
+            over rows an unbiased estimate of the sum of squares, and does not show in a layer's own rows.
     """
 
     uses: list[Use]
@@ -66,8 +66,8 @@ def swept(
 
     def gradients() -> Iterator[tuple[list[Tensor | None], dict[str, Tensor]]]:
         for i, cotangent in enumerate(cotangents):
-            signs = torch.randint(2, (y.shape[0],), generator=generator).to(y) * 2 - 1
-            signed = cotangent * signs.reshape(-1, *[1] * (y.ndim - 1))
+            signs = torch.randint(2, y.shape[:-1], generator=generator).to(y) * 2 - 1
+            signed = cotangent * signs.unsqueeze(-1)
             last = i == len(cotangents) - 1
             found = torch.autograd.grad(y, targets, signed, retain_graph=not last, allow_unused=True)
             named = {name: g for name, g in zip(rest, found[len(uses) :]) if g is not None}
