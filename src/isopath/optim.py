@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.divergence import divergence_of
+from isopath.geometry.estimated import Estimated
 from isopath.geometry.memory import Memory
 from isopath.geometry.metric import Metric
 from isopath.geometry.reference import Reference, References
@@ -146,7 +147,7 @@ class Invariant(Optimizer):
         if not self.strength or not (self._curved or self._rows):
             return
         self._synced(buffers)
-        terms = [(pull.weight, pull.curvature) for pull in self._curved]
+        terms = [(pull.weight, pull.estimate.curvature) for pull in self._curved]
         if not terms:
             theta = self._point()
             terms = [(pull.weight, Curvature.of(self.network, theta, pull.kept.batches)) for pull in self._rows]
@@ -268,20 +269,21 @@ def _same_parameters(base: Optimizer, parameters: Sequence[Tensor]) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
 class _Curved:
     """A task of which the curvature is kept."""
 
-    def __init__(self, curvature: Curvature, centre: Tensor, weight: float, network: Network, measured: bool) -> None:
-        self.curvature, self.centre, self.weight, self.measured = curvature, centre, weight, measured
-        self.metric = curvature.metric(network.space)
+    estimate: Estimated
+    weight: float
+    measured: bool  # rows are kept too, and speak for it
 
     def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
         """G(θ - θ_t)."""
-        return self.metric.mv(theta - self.centre)
+        return self.estimate.gradient(theta)
 
     def drift(self, theta: Tensor) -> float:
         """½(θ - θ_t)ᵀG(θ - θ_t)."""
-        return 0.5 * float(self.metric.norm(theta - self.centre)) ** 2
+        return self.estimate.whole_drift(theta)
 
 
 class _Rows:
@@ -323,24 +325,10 @@ def _pulls(keep: Memory | Reference | References, network: Network, seed: int) -
         rows.append(_Rows(part, task.weight / scale, network, seed + i))
     for task in keep.tasks:
         if task.curvature is not None:
-            task.curvature.check(network.space)
-            centre = network.space.flatten({**network.space.unflatten(network.start), **_grown(task.centre, network)})
             weight = (1.0 if keep.merge else task.weight) / scale
             measured = bool(with_rows) if keep.merge else task.outputs is not None
-            curved.append(_Curved(task.curvature, centre, weight, network, measured))
+            curved.append(_Curved(Estimated.of(task, network), weight, measured))
     return curved, rows
-
-
-def _grown(centre: Any, network: Network) -> dict[str, Tensor]:
-    """The centre in the network's shapes: what has been added since stays where the network has it."""
-    now, result = network.space.unflatten(network.start.clone()), {}
-    for name, value in (centre or {}).items():
-        if name in now:
-            whole = now[name].clone()
-            result[name] = value.to(whole) if not value.ndim else whole
-            if value.ndim:
-                whole[: value.shape[0]] = value.to(whole)
-    return result
 
 
 def _scale(divergence: Any) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from isopath.geometry.estimated import kept_by
 from isopath.geometry.memory import Memory
-from isopath.geometry.reference import Reference, References
+from isopath.geometry.reference import Kept, Reference, References
 from isopath.network import Network
 from isopath.objectives import Objective, as_objective
 from isopath.objectives.objective import Scalar
@@ -53,7 +54,8 @@ def trace(
 
     Args:
         model: any module; it is not modified. Eval mode is used, and dropout is off.
-        keep: a reference, a sum of them, a memory with examples, or `None` to keep nothing.
+        keep: a reference, a sum of them, a memory, or `None` to keep nothing. Of a task whose rows are not kept the
+            drift is estimated from its curvature (`drift_kind` says so).
         objective: what is wanted: `Task`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or any callable
             `(net, theta) -> scalar`.
         tolerance: the largest mean divergence of the kept outputs. For the default divergence, 0.01 keeps about 99 %
@@ -124,7 +126,7 @@ def _tracer(
     max_steps, max_evaluations = budget
     return Tracer.of(
         network,
-        _references(keep, network),
+        kept_by(keep, network, seed) if isinstance(keep, Memory) else keep,
         as_objective(objective),
         seed,
         tolerance=tolerance,
@@ -134,19 +136,6 @@ def _tracer(
         corrector=corrector,
         controller=controller or Backtracking(),
     )
-
-
-def _references(keep: Reference | References | Memory | None, network: Network) -> Reference | References | None:
-    """What a trace can measure drift on."""
-    if not isinstance(keep, Memory):
-        return keep
-    bare = [task.name for task in keep.tasks if task.outputs is None]
-    if bare:
-        raise ValueError(
-            f"the memory keeps no rows of the tasks {', '.join(map(repr, bare))}, and a trace measures drift on rows; "
-            "give the memory examples, or steer your own loop by factors alone with isopath.optim.Invariant"
-        )
-    return keep.references(network.space.device) if keep.tasks else None
 
 
 def _opened(
@@ -168,7 +157,7 @@ def _opened(
         "seed": tracer.seed,
         "tolerance": tracer.tolerance,
         "max_steps": tracer.max_steps,
-        "split": [[p.metric_part.rows, p.check_part.rows, p.split] for p in tracer.kept.parts],
+        "split": [[p.metric_part.rows, p.check_part.rows, p.split] for p in tracer.kept.parts if isinstance(p, Kept)],
         **about(tracer.network),
     }
     return Record.create(Path(run), described), None, [], 0.0

@@ -1,6 +1,7 @@
 """What tasks leave behind: rows, curvature, budgets, growing heads, files."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import isopath as ip
 from isopath.geometry.curvature import Curvature
 from isopath.network import Network
 from isopath.storage import DamagedFile
+from networks import matrix
 
 N = 60
 
@@ -177,8 +179,100 @@ def test_a_trace_keeps_what_a_memory_holds():
     p, p0 = path.model()(kept.inputs).softmax(1), kept.outputs.softmax(1)
     assert path.steps[-1] > 0 and float((1 - (p * p0).sqrt().sum(1)).mean()) <= 0.01 + 1e-12
     assert ip.trace(model, keep=ip.Memory(), objective=ip.Task(x, y), max_steps=1).drift_kind == "none"
-    with pytest.raises(ValueError, match="keeps no rows of the tasks '0'"):
-        ip.trace(model, keep=ip.Memory(0, factors=True).remember(model, x), objective=ip.Task(x, y))
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_trace_that_keeps_curvature_alone_bounds_the_estimate_and_says_that_it_is_one(merge, tmp_path):
+    model, (x, _) = mlp(), data()
+    memory = ip.Memory(examples=0, factors=True, merge=merge).remember(model, x)
+    keeping = {"objective": ip.Task(*data(5)), "tolerance": 0.01, "max_steps": 20}
+    path = ip.trace(model, keep=memory, **keeping, run=tmp_path / "run")
+    metric, centre = memory.tasks[0].curvature.metric(path.network.space), path.network.start
+    assert path.drift_kind == "estimated" and "an estimate from curvature" in path.reason
+    drifts = [0.5 * float(metric.norm(path.point(step) - centre)) ** 2 for step in path.steps]
+    assert path.steps[-1] > 0 and max(drifts) <= 0.01 and path.drift == pytest.approx(drifts[-1])
+    p, p0 = path.model()(x).softmax(1), model(x).softmax(1)
+    free = ip.trace(model, keep=None, **keeping).model()(x).softmax(1)
+    moved, wild = (float((1 - (q * p0).sqrt().sum(1)).mean()) for q in (p, free))
+    assert moved < 0.05 < wild
+    back = ip.Trajectory.load(tmp_path / "run", model)
+    assert torch.equal(back.point(), path.point()) and back.drift_kind == "estimated"
+    second = memory.remember(path.model(), *data(7))
+    both = ip.trace(path.model(), keep=second, objective=ip.Task(*data(9)), tolerance=0.05, max_steps=5)
+    assert both.steps[-1] > 0
+
+
+def test_rows_and_curvature_of_different_tasks_are_kept_together():
+    model, (x, _) = mlp(), data()
+    memory = ip.Memory(examples=0, factors=True).remember(model, x, name="bare")
+    memory = dataclasses.replace(memory, examples=30).remember(model, *data(1), name="rows")
+    path = ip.trace(model, keep=memory, objective=ip.Task(*data(5)), max_steps=10)
+    task = memory.tasks[1]
+    p, p0 = path.model()(task.inputs).softmax(1), task.outputs.softmax(1)
+    assert float((1 - (p * p0).sqrt().sum(1)).mean()) <= 0.01
+    metric = memory.tasks[0].curvature.metric(path.network.space)
+    assert 0.5 * float(metric.norm(path.point() - path.network.start)) ** 2 <= 0.01
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "ekfac", "diagonal"])
+def test_curvature_of_every_kind_is_kept_merged_and_stored(kind, tmp_path):
+    model, (x, _) = mlp(), data()
+    network = Network(model)
+    v = torch.randn(network.space.dimension, dtype=torch.float64)
+    expected = ip.Reference(x).metric(model, kind, coverage=1.0).mv(v)
+    memory = ip.Memory(examples=0, factors=kind).remember(model, x)
+    assert torch.allclose(memory.tasks[0].curvature.metric(network.space).mv(v), expected)
+    memory.save(tmp_path / "memory.safetensors")
+    back = ip.Memory.load(tmp_path / "memory.safetensors")
+    assert back.factors == kind and torch.equal(
+        back.tasks[0].curvature.metric(network.space).mv(v), memory.tasks[0].curvature.metric(network.space).mv(v)
+    )
+    merged = ip.Memory(examples=0, factors=kind, merge=True, decay=0.5).remember(model, x).remember(model, x)
+    assert torch.allclose(merged.tasks[-1].curvature.metric(network.space).mv(v), 1.5 * expected)
+    with pytest.raises(ValueError, match=r"factors must be True, 'kronecker', .* got 'dense'"):
+        ip.Memory(factors="dense")
+
+
+def test_a_merged_ekfac_has_the_eigenvalues_of_the_sum_along_its_vectors():
+    network = Network(mlp())
+    parts = [ip.Reference(data(seed)[0]).whole(network, network.start) for seed in (0, 1)]
+    terms = [Curvature.of(network, network.start, part.batches, kind="ekfac") for part in parts]
+    merged = Curvature.merged(terms, [1.0, 2.0]).metric(network.space)
+    dense = sum(w * matrix(t.metric(network.space).mv, network.space.dimension) for w, t in zip((1.0, 2.0), terms))
+    block = merged.blocks[0]
+    index = torch.cat([torch.arange(35).reshape(7, 5), torch.arange(35, 42).reshape(7, 1)], 1).flatten()
+    basis = torch.kron(block.output_vectors[0].contiguous(), block.input_vectors[0].contiguous())
+    expected = (basis * (dense[index][:, index] @ basis)).sum(0).reshape(block.corrected[0].shape)
+    assert torch.allclose(block.corrected[0], expected)
+
+
+def test_embeddings_and_split_factors_are_kept_by_name_and_grow():
+    class Table(nn.Module):
+        def __init__(self, rows: int) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(rows, 4), nn.Linear(4, 3)
+
+        def forward(self, ids):
+            return self.head(self.table(ids).tanh().mean(1))
+
+    small, ids = Table(6).double(), torch.arange(12).reshape(6, 2) % 6
+    memory = ip.Memory(examples=0, factors=True).remember(small, ids)
+    found, space = memory.tasks[0].curvature, Network(small).space
+    v = torch.randn(space.dimension, dtype=torch.float64)
+    direct = ip.Reference(ids).metric(small, "kronecker", coverage=1.0)
+    assert torch.allclose(found.metric(space).mv(v), direct.mv(v))
+    twice = Curvature.merged([found, found], [1.0, 1.0]).metric(space)
+    assert torch.allclose(twice.mv(v), 2 * direct.mv(v))
+    wide = Network(Table(9).double()).space
+    grown = wide.unflatten(torch.zeros(wide.dimension, dtype=torch.float64))
+    grown["table.weight"][6:] = 1.0
+    assert not found.metric(wide).mv(wide.flatten(grown)).any()
+    network = Network(small)
+    split = Curvature.named(ip.Reference(ids).metric(small, "kronecker", split=2))
+    tensors, about = split.tensors()
+    back = Curvature.read(tensors, about).metric(network.space)
+    assert torch.equal(back.mv(v), split.metric(network.space).mv(v))
+    assert torch.allclose(Curvature.merged([split, split], [1.0, 1.0]).metric(space).mv(v), 2 * back.mv(v))
 
 
 def test_mistakes_are_named():

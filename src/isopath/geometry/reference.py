@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from isopath.geometry.kinds import STREAMING, metric_of
 from isopath.geometry.metric import Metric
 from isopath.network import Network, Output
 
-DriftKind = Literal["measured", "sampled", "none"]
+DriftKind = Literal["measured", "sampled", "estimated", "none"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,6 +276,11 @@ class Kept:
         """The metric's rows."""
         return self.metric_part.batches
 
+    @property
+    def curvatures(self) -> Sequence[tuple[float, Any]]:
+        """None: the metric is built from the rows."""
+        return ()
+
     def drift(self, theta: Tensor) -> Drift:
         """D on both parts."""
         metric = self.metric_part.drift(theta)
@@ -295,18 +300,55 @@ class Kept:
         return total / share
 
 
+class Keeping(Protocol):
+    """What is kept of one task, bound to a network."""
+
+    @property
+    def kind(self) -> DriftKind:
+        """How its drift is known."""
+        ...
+
+    @property
+    def split(self) -> bool:
+        """Whether the judge's rows differ from the metric's."""
+        ...
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The metric's rows."""
+        ...
+
+    @property
+    def curvatures(self) -> Sequence[tuple[float, Any]]:
+        """Curvature in place of rows, with its weight in the metric."""
+        ...
+
+    def drift(self, theta: Tensor) -> Drift:
+        """D on both kinds of rows."""
+        ...
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """∇D on the metric's rows."""
+        ...
+
+    def whole_drift(self, theta: Tensor) -> float:
+        """D over every row."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class KeptAll:
-    """Several bound references; drift is the largest of theirs. With none, nothing is kept."""
+    """Several bound references, or what stands for them; drift is the largest of theirs. With none, nothing is kept."""
 
-    parts: tuple[Kept, ...] = ()
+    parts: tuple[Keeping, ...] = ()
 
     @property
     def kind(self) -> DriftKind:
         """How the drift of an accepted waypoint is known."""
         if not self.parts:
             return "none"
-        return "sampled" if any(part.kind == "sampled" for part in self.parts) else "measured"
+        kinds = {part.kind for part in self.parts}
+        return "estimated" if "estimated" in kinds else "sampled" if "sampled" in kinds else "measured"
 
     @property
     def split(self) -> bool:
@@ -317,6 +359,11 @@ class KeptAll:
     def batches(self) -> list[Batch]:
         """The metric's rows of every reference."""
         return [batch for part in self.parts for batch in part.batches]
+
+    @property
+    def curvatures(self) -> list[tuple[float, Any]]:
+        """The curvature of tasks without rows, each with its weight."""
+        return [term for part in self.parts for term in part.curvatures]
 
     def drift(self, theta: Tensor) -> Drift:
         """The largest drift of the references, on each kind of rows."""

@@ -117,7 +117,7 @@ class Tracer:
     def _framed(self, state: State) -> State:
         if state.frame is not None:
             return state
-        frame = self.direction.frame(self.network, state.theta, self.kept.batches)
+        frame = self.direction.frame(self.network, state.theta, self.kept.batches, self.kept.curvatures)
         if state.support is not None:
             frame = replace(frame, metric=Restricted(frame.metric, state.support))
         return replace(state, frame=frame, damping=frame.damping)
@@ -278,7 +278,8 @@ class Tracer:
         support = self.objective.support(self.network, state.theta)
         drift, correction = self.kept.drift(projected), state.correction
         if self.kept.parts and self.corrector is not None and drift.judged > self.tolerance:
-            frame = state.frame or self.direction.frame(self.network, projected, self.kept.batches)
+            kept = self.kept.batches, self.kept.curvatures
+            frame = state.frame or self.direction.frame(self.network, projected, *kept)
             if support is not None:
                 frame = replace(frame, metric=Restricted(frame.metric, support))
             corrector = replace(self.corrector, iterations=corrections)
@@ -367,6 +368,8 @@ class Tracer:
         reason = sentence(key, **values)
         if not self.kept.parts:
             reason += sentence("nothing")
+        elif self.kept.kind == "estimated":
+            reason += sentence("estimated")
         elif not self.kept.split:
             reason += sentence("unsplit")
         return replace(state, status=status, reason=reason)

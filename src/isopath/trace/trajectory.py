@@ -122,7 +122,7 @@ class Trajectory(Path):
         reason: a sentence: what happened, and what to try.
         drift: at the end.
         drift_kind: `"measured"` over the whole reference, `"sampled"` (controlled on a sample, evaluated whole at kept
-            waypoints), or `"none"`.
+            waypoints), `"estimated"` (of some task curvature alone is kept), or `"none"`.
         tolerance: the drift that was allowed.
         evaluations: gradient evaluations spent, those of a whole reference at waypoints included.
         seconds: wall time.
