@@ -162,7 +162,7 @@ def _train(learner: Learner, p: Protocol, stages: list[Stage], seed: int) -> flo
             learner.stage = stages[-1] if t is None else stages[t]
             x, y = _taken(stages, own, torch.searchsorted(ends, own, right=True), ends)
             learner.step(x, y)
-    return float(total * p.size) * learner.batches
+    return total * learner.evaluations(p.size)
 
 
 def _taken(

@@ -45,8 +45,6 @@ class Kept(Learner):
             examples=self.rows if own.get("examples") else 0, factors=own.get("factors", True),
             merge=own.get("merge", False), rank=own.get("rank"), divergence="kl", choose=own.get("choose", "random"),
         )  # fmt: skip
-        if own.get("examples"):
-            self.batches = 3.0 if own.get("replay") else 2.0
         self.heads: list[Columns] = []
 
     def begin(self, stage: Stage) -> None:
@@ -74,6 +72,10 @@ class Kept(Learner):
             share = self.settings["replay"] / len(at)
             total = total + share * F.cross_entropy(head(seen[own]), labels[own], reduction="sum")
         return total
+
+    def evaluations(self, size: int) -> float:
+        kept = sum(task.rows for task in self.memory.tasks)
+        return size + min(BATCH, kept) * (1 + bool(self.settings.get("replay")))
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept rows with labels, and the tasks they belong to."""

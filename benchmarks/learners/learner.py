@@ -42,8 +42,6 @@ class Learner:
         classes: whether each task brings new classes of a shared head.
     """
 
-    batches = 1.0  # gradient evaluations per example of a step
-
     def __init__(self, model: nn.Module, settings: Settings, optimizer: Any, rows: int, classes: bool) -> None:
         self.model, self.settings, self.build, self.rows, self.classes = model, settings, optimizer, rows, classes
         self.generator = torch.Generator().manual_seed(0)
@@ -60,6 +58,10 @@ class Learner:
         """Before a task."""
         self.stage, self.number = stage, self.number + 1
         self.optimizer = self.base()
+
+    def evaluations(self, size: int) -> float:
+        """Gradient evaluations of a step on so many rows."""
+        return size
 
     def outputs(self, x: Tensor) -> Tensor:
         """Logits of the current task's outputs."""

@@ -16,8 +16,6 @@ BATCH = 128  # kept rows in a step
 class ER(Learner):
     """Experience replay (Chaudhry et al. 2019, arXiv 1902.10486): the loss of kept rows joins that of new ones."""
 
-    batches = 2.0
-
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.seen = 0
@@ -31,6 +29,9 @@ class ER(Learner):
     def step(self, x: Tensor, y: Tensor) -> None:
         super().step(x, y)
         self.keep(x, y)
+
+    def evaluations(self, size: int) -> float:
+        return size + min(BATCH, self.rows) + size / 3  # the outputs of rows that are kept
 
     def keep(self, x: Tensor, y: Tensor) -> None:
         """Offers a batch to the reservoir, with the outputs that it has now."""
@@ -82,8 +83,6 @@ class DERPP(ER):
     Settings: `alpha` of the squared distance of logits, `beta` of the labels, on a batch of its own.
     """
 
-    batches = 3.0
-
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
         total, rows = Learner.loss(self, x, y), self.drawn()
         if rows:
@@ -92,6 +91,9 @@ class DERPP(ER):
             assert again is not None
             total = total + self.settings["beta"] * self.replayed(again)
         return total
+
+    def evaluations(self, size: int) -> float:
+        return super().evaluations(size) + min(BATCH, self.rows)
 
     @property
     def bytes(self) -> int:
