@@ -173,6 +173,23 @@ def test_running_statistics_of_the_model_are_those_that_drift_is_measured_with()
     assert optimizer.drift() > 1e-4
 
 
+def test_a_closure_is_evaluated_once_before_the_step():
+    memory = ip.Memory(examples=0, factors=True).remember(mlp(), X)
+    plain, closed = mlp(), mlp()
+    trained(plain, ip.optim.Invariant(torch.optim.SGD(plain.parameters(), 0.1), plain, memory), 3)
+    optimizer, calls = ip.optim.Invariant(torch.optim.SGD(closed.parameters(), 0.1), closed, memory), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(closed(NEW), Y)
+        loss.backward()
+        calls.append(float(loss.detach()))
+        return loss
+
+    losses = [float(optimizer.step(closure).detach()) for _ in range(3)]
+    assert torch.equal(point(plain), point(closed)) and losses == calls
+
+
 def test_an_empty_memory_leaves_the_base_optimiser_alone():
     a, b = mlp(), mlp()
     trained(a, torch.optim.AdamW(a.parameters(), 0.01), 5)
@@ -183,15 +200,14 @@ def test_an_empty_memory_leaves_the_base_optimiser_alone():
 def test_mistakes_are_named():
     model, other = mlp(), mlp(outputs=2)
     memory = ip.Memory(examples=0, factors=True).remember(model, X)
-    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory)
-    with pytest.raises(ValueError, match="takes no closure"):
-        optimizer.step(lambda: 0.0)
+    with pytest.raises(ValueError, match="LBFGS evaluates the loss inside its step"):
+        ip.optim.Invariant(torch.optim.LBFGS(model.parameters()), model, memory)
     with pytest.raises(ValueError, match="2 of the model's are missing from it and 0 are not"):
         ip.optim.Invariant(torch.optim.SGD(model[0].parameters(), 0.1), model, memory)
     with pytest.raises(ValueError, match="the memory is of another network"):
         ip.optim.Invariant(torch.optim.SGD(other.parameters(), 0.1), other, memory)
     with pytest.raises(ValueError, match="strength must be >= 0"):
-        ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, damping=0.0)
+        ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, renew=0)
 
 
 def test_in_mixed_precision_drift_is_measured_in_float32():

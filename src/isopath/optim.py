@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +58,8 @@ class Invariant(Optimizer):
         seed: of the batches.
 
     Raises:
-        ValueError: the memory is of another network, or the base optimiser holds other parameters.
+        ValueError: the memory is of another network, the base optimiser holds other parameters, or it needs a closure
+            (LBFGS).
     """
 
     def __init__(
@@ -73,6 +75,11 @@ class Invariant(Optimizer):
             raise ValueError(
                 f"strength must be >= 0, damping > 0, check_every, refresh and renew >= 1, got {strength}, {damping}, "
                 f"{check_every}, {refresh} and {renew}"
+            )
+        if inspect.signature(base.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{type(base).__name__} evaluates the loss inside its step, at points that nothing has steered; choose "
+                "a base optimiser whose step takes no closure"
             )
         self.base, self.network = base, Network(model, trainable)
         named = dict(model.named_parameters())
@@ -95,17 +102,19 @@ class Invariant(Optimizer):
     # --- a step -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of the base optimiser, steered.
 
-        Raises:
-            ValueError: a closure is given: it would be evaluated at points that the metric has not steered.
+        Args:
+            closure: evaluates the loss and its gradient once, before the step, as Lightning has it.
+
+        Returns:
+            What the closure returned.
         """
+        loss = None
         if closure is not None:
-            raise ValueError(
-                "Invariant takes no closure: optimisers that evaluate the loss inside their step (LBFGS) would do so "
-                "at points that nothing has steered; choose a base optimiser without one"
-            )
+            with torch.enable_grad():
+                loss = closure()
         if not self._curved and self.steps and self.steps % self.refresh == 0:
             self._build()
         before = self._point()
@@ -118,6 +127,7 @@ class Invariant(Optimizer):
         self.steps += 1
         if self.steps % self.check_every == 0:
             self.check()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the base optimiser's."""
