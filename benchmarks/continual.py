@@ -126,6 +126,8 @@ def learned(
         if not together:
             learner.begin(stage)
             evaluations += _train(learner, p, [stage], seed * 100 + t)
+            if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+                return {"average": 0.0, "R": rows, "diverged": t}
             learner.end(stage)
         elif t == tasks - 1:
             learner.begin(stage)

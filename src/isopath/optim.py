@@ -95,6 +95,7 @@ class Invariant(Optimizer):
         self._curved, self._rows = _pulls(keep, self.network, seed)
         self._metric: Metric | None = None
         self._damping = 1.0
+        self._scratch: dict[int, Tensor] = {}
         self._held: Tensor | None = None  # the pull of kept curvature, as it was last computed
         self._build()
         self._anchor = self._saved()
@@ -117,13 +118,14 @@ class Invariant(Optimizer):
                 loss = closure()
         if not self._curved and self.steps and self.steps % self.refresh == 0:
             self._build()
-        before = self._point()
-        if self._metric is not None:
+        if self._metric is None:
+            self.base.step()
+        else:
+            before = self._point(self._buffer(0))
             self._add(self._pull(before))
-        self.base.step()
-        if self._metric is not None:
-            step = self._point().sub_(before)
-            self._write(before + self._damping * self._metric.solve(step, self._damping))
+            self.base.step()
+            step = self._point(self._buffer(1)).sub_(before)
+            self._write(before.add_(self._metric.solve(step, self._damping), alpha=self._damping))
         self.steps += 1
         if self.steps % self.check_every == 0:
             self.check()
@@ -137,7 +139,7 @@ class Invariant(Optimizer):
         """λ Σ ∇D_t, in the units of the loss; the kept rows speak for a task that has both."""
         if self._held is None or self.steps % self.renew == 0:
             self._held = self._summed([pull for pull in self._curved if not pull.measured], theta)
-        return self._summed(self._rows, theta).add_(self._held)
+        return self._summed(self._rows, theta).add_(self._held) if self._rows else self._held
 
     def _summed(self, pulls: Sequence[_Rows | _Curved], theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
@@ -210,8 +212,14 @@ class Invariant(Optimizer):
 
     # --- points -----------------------------------------------------------------------------------------------------
 
-    def _point(self) -> Tensor:
-        return self.network.space.flatten(dict(zip(self.network.space.names, self._parameters)))
+    def _point(self, out: Tensor | None = None) -> Tensor:
+        return torch.cat([p.detach().reshape(-1) for p in self._parameters], out=out)
+
+    def _buffer(self, index: int) -> Tensor:
+        """One of two vectors of P that every step writes over: fresh memory of that size costs more than the sums."""
+        if index not in self._scratch:
+            self._scratch[index] = torch.empty_like(self.network.start)
+        return self._scratch[index]
 
     @torch.no_grad()
     def _write(self, theta: Tensor) -> None:

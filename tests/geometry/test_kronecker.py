@@ -375,6 +375,7 @@ def test_a_sketch_of_rows_of_low_rank_is_exact(seed, rank, pieces):
     every = torch.cat(rows, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(factors, "CAP", 8)
+        patch.setattr(factors, "EXTRA", 2)
         moment = SecondMoment()
         for piece in rows:
             moment.add(piece)
@@ -385,6 +386,7 @@ def test_a_sketch_of_rows_of_low_rank_is_exact(seed, rank, pieces):
 
 def test_a_sketch_of_full_rank_keeps_the_largest_directions(monkeypatch):
     monkeypatch.setattr(factors, "CAP", 8)
+    monkeypatch.setattr(factors, "EXTRA", 4)
     scales = 0.5 ** torch.arange(20.0).double()
     rows, moment = x(1, 200, 20) * scales, SecondMoment()
     for piece in rows.split(7, 1):
@@ -398,6 +400,7 @@ def test_a_sketch_of_full_rank_keeps_the_largest_directions(monkeypatch):
 
 def test_many_rows_at_once_never_make_a_matrix_of_their_own_size(monkeypatch):
     monkeypatch.setattr(factors, "CAP", 8)
+    monkeypatch.setattr(factors, "EXTRA", 4)
     sizes, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda m: sizes.append(m.shape[-1]) or eigh(m))
     moment = SecondMoment()

@@ -147,11 +147,13 @@ class Lookup:
         """Writes function(A ⊗ B) of this layer's part of `v` into `out`."""
         part, written = (t[self.weight].view(self.shape) for t in (v, out))
         rest = function(torch.zeros((), dtype=v.dtype, device=v.device))
-        along = function(torch.outer(self.counts, self.output_values)) - rest
+        read = self.counts.nonzero().squeeze(1)  # of a large table few rows: the others have no curvature
+        along = function(torch.outer(self.counts[read], self.output_values)) - rest
         torch.mul(part, rest, out=written)
-        written.addmm_(along * (part @ self.output_vectors), self.output_vectors.mT)
+        written.index_add_(0, read, (along * (part[read] @ self.output_vectors)) @ self.output_vectors.mT)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """vᵀ(A ⊗ B)v on this layer's part, a scalar."""
-        mixed = (v[self.weight].view(self.shape) @ self.output_vectors).square()
-        return (torch.outer(self.counts, self.output_values) * mixed).sum()
+        read = self.counts.nonzero().squeeze(1)
+        mixed = (v[self.weight].view(self.shape)[read] @ self.output_vectors).square()
+        return (torch.outer(self.counts[read], self.output_values) * mixed).sum()

@@ -13,24 +13,35 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 CAP = 1024  # wider second moments are kept as a sketch of this rank
+EXTRA = 64  # columns of a sketch beyond the rank that is kept of it
 CONVOLUTIONS = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
 
 
 @dataclass
 class SecondMoment:
-    """M = Σ rᵀr over rows `r` of width `d`, for `groups` at once, as a matrix or as a sketch of at most `CAP` rows.
+    """M = Σ rᵀr over rows `r` of width `d`, for `groups` at once, as a matrix or as a sketch of rank `cap`.
 
-    A sketch with no more than `CAP` rows is exact; beyond, the rows are replaced by the leading `CAP` singular
-    directions of what was seen.
+    No more than `cap` rows are kept as they are, which is exact. Beyond, M is seen through Y = MΩ with a random Ω of
+    `cap` + 64 columns, from which its leading eigenpairs follow (the Nyström approximation, Tropp et al. 2017, arXiv
+    1706.05736): never above M, exact for a rank that fits, and one pass of 4 d (cap + 64) operations a row.
+
+    Args:
+        cap: the widest matrix, and the rank of a sketch.
     """
 
+    cap: int = 0  # CAP where it is not given
     rows: list[Tensor] = field(default_factory=list)
     matrix: Tensor | None = None
+    seen: Tensor | None = None  # Y, (groups, d, cap + EXTRA)
+    test: Tensor | None = None  # Ω, (d, cap + EXTRA)
+
+    def __post_init__(self) -> None:
+        self.cap = self.cap or CAP
 
     @property
     def empty(self) -> bool:
         """Whether no row was added."""
-        return self.matrix is None and not self.rows
+        return self.matrix is None and self.seen is None and not self.rows
 
     def add(self, rows: Tensor) -> None:
         """Adds rows `(groups, r, d)`."""
@@ -38,21 +49,26 @@ class SecondMoment:
         if self.matrix is not None:
             self.matrix += (rows.mT @ rows).double()
             return
-        if width > CAP and rows.shape[1] > CAP:
-            for piece in rows.split(CAP, 1):  # so that no Gram matrix has more than 3 * CAP rows
-                self.add(piece)
+        if self.seen is not None:
+            self._sketch(rows)
             return
         self.rows.append(rows)
         count = sum(r.shape[1] for r in self.rows)
-        if count >= width and width <= CAP:
+        if count >= width and width <= max(self.cap, CAP):
             self.matrix = sum((r.mT @ r).double() for r in self.rows)  # type: ignore[assignment]
             self.rows = []
-        elif count > 2 * CAP:
-            self.rows = [self._compressed()]
+        elif count > self.cap and width > max(self.cap, CAP):
+            generator = torch.Generator().manual_seed(0)
+            size = min(width, self.cap + EXTRA)
+            self.test = torch.randn(width, size, generator=generator, dtype=torch.float64).to(rows)
+            self.seen = rows.new_zeros(rows.shape[0], width, size, dtype=torch.float64)
+            for held in self.rows:
+                self._sketch(held)
+            self.rows = []
 
-    def _compressed(self) -> Tensor:
-        values, vectors = self.eigen()
-        return values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT
+    def _sketch(self, rows: Tensor) -> None:
+        assert self.seen is not None and self.test is not None
+        self.seen += rows.mT @ (rows @ self.test)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Positive eigenvalues `(groups, r)`, descending, and orthonormal eigenvectors `(groups, d, r)`.
@@ -62,14 +78,29 @@ class SecondMoment:
         if self.matrix is not None:
             values, vectors = torch.linalg.eigh(self.matrix)
             return values.clamp_min(0).flip(-1), vectors.flip(-1)
-        rows = torch.cat(self.rows, 1).double()
-        values, left = torch.linalg.eigh(rows @ rows.mT)
-        values, left = values.flip(-1)[..., :CAP], left.flip(-1)[..., :CAP]
+        if self.seen is not None:
+            roots, shift = self._nystrom()
+        else:
+            roots, shift = torch.cat(self.rows, 1).double(), 0.0
+        values, left = torch.linalg.eigh(roots @ roots.mT)
+        values, left = values.flip(-1)[..., : self.cap], left.flip(-1)[..., : self.cap]
         # directions that rounding cannot tell from zero carry no curvature; their eigenvectors would not be orthogonal
         count = max(1, int((values > 1e-10 * values[..., :1]).any(0).sum()))
         values, left = values[..., :count].clamp_min(0), left[..., :count]
         inverse = torch.where(values > 0, values, 1.0).rsqrt() * (values > 0)
-        return values, rows.mT @ (left * inverse.unsqueeze(-2))
+        return (values - shift).clamp_min(0), roots.mT @ (left * inverse.unsqueeze(-2))
+
+    def _nystrom(self) -> tuple[Tensor, float]:
+        """Rows B `(groups, cap + EXTRA, d)` and a shift ν with BᵀB - νI ≈ M."""
+        assert self.seen is not None and self.test is not None
+        test = self.test.double()
+        shift = max(float(self.seen.norm()) * torch.finfo(self.test.dtype).eps, 1e-300)  # of rounding; taken off again
+        shifted = self.seen + shift * test
+        core = test.mT @ shifted
+        values, vectors = torch.linalg.eigh((core + core.mT) / 2)
+        floor = 1e-12 * values[..., -1:].clamp_min(1e-300)
+        inverse = torch.where(values > floor, values, 1.0).rsqrt() * (values > floor)
+        return (vectors * inverse.unsqueeze(-2)).mT @ shifted.mT, shift
 
 
 @dataclass

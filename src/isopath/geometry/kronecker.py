@@ -47,7 +47,8 @@ class Kronecker:
             coverage: share of the outputs' curvature (trace of H) to sample; 1 for all columns.
             shrinkage: added to each factor's eigenvalues, in units of their mean.
             samples: sample this many random columns of the outputs' curvature instead of exact ones.
-            rank: truncates factors: the directions kept of each, r (i + o) numbers for a layer; all by default.
+            rank: truncates factors: the directions kept of each, r (i + o) numbers for a layer. By default all of
+                sides up to 1,024, and 1,024 of wider ones; a rank as large as the widest side keeps all.
             split: splits factors: the largest side of one, wider ones become block-diagonal.
 
         Raises:
@@ -56,7 +57,7 @@ class Kronecker:
         for name, value in (("samples", samples), ("rank", rank), ("split", split)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}")
-        moments = Moments(network, split)
+        moments = Moments(network, split, rank)
         for batch in batches:
             seen = swept(network, theta, batch, moments.generator, coverage, samples)
             if seen is not None:
@@ -128,10 +129,11 @@ class Moments:
     Args:
         network: the network.
         split: the largest side of a factor; `None` for no limit.
+        rank: the directions that will be kept of each.
     """
 
-    def __init__(self, network: Network, split: int | None = None) -> None:
-        self.space, self.split = network.space, split
+    def __init__(self, network: Network, split: int | None = None, rank: int | None = None) -> None:
+        self.space, self.split, self.rank = network.space, split, rank
         ends = torch.tensor([0, *self.space.sizes]).cumsum(0).tolist()
         self.slices = {name: slice(a, b) for name, a, b in zip(self.space.names, ends, ends[1:])}
         self.layers: dict[tuple[str | None, str | None], _Layer] = {}
@@ -175,7 +177,7 @@ class Moments:
     def _pieces(self, moments: list[SecondMoment], rows: Tensor, whole: bool = False) -> None:
         pieces = rows.split(self.split, -1) if self.split and not whole else (rows,)
         if not moments:
-            moments += [SecondMoment() for _ in pieces]
+            moments += [SecondMoment(self.rank or 0) for _ in pieces]
         for moment, piece in zip(moments, pieces):
             moment.add(piece)
 
