@@ -1,8 +1,8 @@
 """A Kronecker metric at the size of ResNet-18 (11 M) and MiniLM-L6 (22 M), with random weights: time and memory.
 
 Times are ratios within one run: of building, to gradient passes over the same 2,000 inputs; of a step of
-`ip.optim.Invariant`, to one of its base optimiser. The error of G v, of truncated and split factors to whole ones, is on
-200 inputs. Takes no data; MiniLM's definition takes transformers.
+`ip.optim.Invariant`, to one of its base optimiser. The error of G v, of truncated and split factors to whole ones, is
+on 200 inputs. Takes no data; MiniLM's definition takes transformers.
 
     python -m benchmarks.size --data .
 """
