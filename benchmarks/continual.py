@@ -76,6 +76,12 @@ DRIFTING: dict[str, Grid] = {
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
     "isopath, both": kept((0.1,), (1.0, 3.0), rank=128),
 }  # fmt: skip
+PERMUTED: Grid = [
+    {"rate": 0.2, "renew": 5, **settings}
+    for settings in ({"strength": 1.0, "damping": 1.0, "rank": 128},
+                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000},
+                     {"strength": 5.0, "damping": 1.0, "rank": None, "measured": 30_000})
+]  # fmt: skip
 VENTURED: dict[str, Grid] = {
     "fine-tuning": rates((1e-3,)), "joint": rates((1e-3,)),
     "ewc": [g for s in (10.0, 100.0, 1000.0, 10000.0) for g in rates((1e-3,), strength=s)],
@@ -90,8 +96,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "fine-tuning": rates((0.05, 0.01)), "joint": rates((0.1, 0.05)),
         "ewc": [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)],
         "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)],
-        "kronecker posterior": [g for s in (1.0, 5.0) for g in curved((0.2,), merge=True, strength=s)],
-        "isopath": [g for s in (1.0, 3.0, 5.0) for g in curved((0.2,), strength=s)],
+        "kronecker posterior": [{**settings, "merge": True} for settings in PERMUTED],
+        "isopath": PERMUTED,
     },
     "permuted-20": DRIFTING,
     "rotated-20": DRIFTING,

@@ -43,7 +43,8 @@ class Kept(Learner):
         own = self.settings
         self.memory = ip.Memory(
             examples=self.rows if own.get("examples") else 0, factors=own.get("factors", True),
-            merge=own.get("merge", False), rank=own.get("rank"), divergence="kl", choose=own.get("choose", "random"),
+            merge=own.get("merge", False), rank=own.get("rank"), divergence=own.get("divergence", "kl"),
+            choose=own.get("choose", "random"), measured=own.get("measured", 10_000),
         )  # fmt: skip
         self.heads: list[Columns] = []
 

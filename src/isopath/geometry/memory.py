@@ -21,8 +21,6 @@ from isopath.network import Network, Output, pick
 from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
-ROWS = 10_000  # rows of a task that its curvature is measured on
-
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
@@ -86,6 +84,7 @@ class Memory:
         budget: bytes in all; rows give way to it, newest and oldest tasks alike. `None` for no limit.
         divergence: between old and new outputs.
         seed: of the rows that are chosen.
+        measured: the most rows of a task that its curvature is measured on.
         tasks: what is remembered.
 
     Raises:
@@ -101,6 +100,7 @@ class Memory:
     budget: int | None = None
     divergence: str = "hellinger"
     seed: int = 0
+    measured: int = 10_000
     tasks: tuple[Remembered, ...] = ()
 
     def __post_init__(self) -> None:
@@ -111,8 +111,8 @@ class Memory:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
         if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
             raise ValueError(f"factors must be True, 'kronecker', 'ekfac', 'diagonal' or False, got {self.factors!r}")
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be >= 1, got {self.rank}")
+        if (self.rank is not None and self.rank < 1) or self.measured < 1:
+            raise ValueError(f"rank and measured must be >= 1, got {self.rank} and {self.measured}")
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -181,7 +181,7 @@ class Memory:
 
     def _with_curvature(self, task: Remembered, network: Network, data: Examples) -> Remembered:
         generator = torch.Generator().manual_seed(self.seed + len(self))
-        rows = torch.randperm(len(data), generator=generator)[:ROWS]
+        rows = torch.randperm(len(data), generator=generator)[: self.measured]
         columns: list[int] = []
 
         def batches() -> Iterator[Batch]:  # streamed: no more than one is in memory
@@ -301,7 +301,7 @@ class Memory:
         return cls(**said["fields"], tasks=tuple(tasks))
 
 
-FIELDS = ("examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed")
+FIELDS = ("examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured")
 
 
 @dataclass(frozen=True)
