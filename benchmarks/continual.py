@@ -77,10 +77,11 @@ DRIFTING: dict[str, Grid] = {
     "isopath, both": kept((0.1,), (1.0, 3.0), rank=128),
 }  # fmt: skip
 PERMUTED: Grid = [
-    {"rate": 0.2, "renew": 5, **settings}
-    for settings in ({"strength": 1.0, "damping": 1.0, "rank": 128},
-                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000},
-                     {"strength": 5.0, "damping": 1.0, "rank": None, "measured": 30_000})
+    {"rate": 0.2, **settings}
+    for settings in ({"strength": 1.0, "damping": 1.0, "rank": 128, "renew": 5},
+                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 5},
+                     {"strength": 5.0, "damping": 1.0, "rank": None, "measured": 30_000, "renew": 5},
+                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 1})
 ]  # fmt: skip
 VENTURED: dict[str, Grid] = {
     "fine-tuning": rates((1e-3,)), "joint": rates((1e-3,)),

@@ -25,7 +25,11 @@ CURVES = {
     ("robust", 0): "MNIST under PGD, adversarially trained: the straight line",
     ("robust", 200): "a Bezier curve",
 }
-CONTINUAL = ("fine-tuning", "ewc", "gpm", "kronecker posterior", "isopath", "joint")
+CONTINUAL = (
+    "fine-tuning", "ewc", "si", "lwf", "gpm", "kronecker posterior", "isopath", "a-gem", "er", "penalty", "der++",
+    "isopath, examples", "isopath, both", "joint",
+)  # fmt: skip
+TASKS = {"permuted-10": "ten permutations, no data kept", "split-class": "two digits at a time, one head, 200 kept"}
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -82,11 +86,16 @@ def main() -> None:
         low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in ("unaligned", "aligned")]
         ends = values(f"curves/{protocol}", f"aligned-{steps}", "ends")
         print(f"| {what} | {spread(ends)} | {spread(low[0])} | {spread(low[1])} |")
-    print("\n| ten permutations of MNIST, no data kept | average, % | forgetting | seconds a task |\n|---|---|---|---|")
+    print(f"\n| MNIST, average over all tasks at the end, % (forgetting) | {' | '.join(TASKS.values())} |")
+    print("|---" * (len(TASKS) + 1) + "|")
     for method in CONTINUAL:
-        row = [values("continual/permuted", method, key) for key in ("average", "forgetting", "seconds_a_task")]
-        if row[0]:
-            print(f"| {method} | {spread(row[0])} | {spread(row[1])} | {spread(row[2], 0)} |")
+        cells = []
+        for protocol in TASKS:
+            average, lost = (values(f"continual/{protocol}", method, key) for key in ("average", "forgetting"))
+            cells.append(spread(average) + (f" ({statistics.mean(lost):.1f})" if lost else ""))
+        if any(cell != "–" for cell in cells):
+            name = f"**{method}**" if method.startswith("isopath") else method
+            print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
