@@ -77,12 +77,9 @@ DRIFTING: dict[str, Grid] = {
     "isopath, both": kept((0.1,), (1.0, 3.0), rank=128),
 }  # fmt: skip
 PERMUTED: Grid = [
-    {"rate": 0.2, **settings}
-    for settings in ({"strength": 1.0, "damping": 1.0, "rank": 128, "renew": 5},
-                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 5},
-                     {"strength": 5.0, "damping": 1.0, "rank": None, "measured": 30_000, "renew": 5},
-                     {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 1})
-]  # fmt: skip
+    {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
+    {"rate": 0.2, "strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000},
+]
 VENTURED: dict[str, Grid] = {
     "fine-tuning": rates((1e-3,)), "joint": rates((1e-3,)),
     "ewc": [g for s in (10.0, 100.0, 1000.0, 10000.0) for g in rates((1e-3,), strength=s)],

@@ -9,6 +9,7 @@ on 200 inputs. Takes no data; MiniLM's definition takes transformers.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -152,11 +153,9 @@ def main() -> None:
     """Runs what is missing and prints the table."""
     args, rows = arguments(__doc__ or ""), []
     for name in MODELS:
-        for seed in args.seeds[:1]:
-            rows.append(run("size", f"{name}-step", seed, {}, args, partial(stepping, name, seed), RAN))
-            for kind in KINDS:
-                work = partial(building, name, kind, seed)
-                rows.append(run("size", f"{name}-{kind}", seed, KINDS[kind], args, work, RAN))
+        rows.append(run("size", f"{name}-step", 0, {}, args, partial(stepping, name, 0), RAN))
+    for kind, name in itertools.product(KINDS, MODELS):
+        rows.append(run("size", f"{name}-{kind}", 0, KINDS[kind], args, partial(building, name, kind, 0), RAN))
     columns = ["build_passes", "memory", "error", "step", "gradient_pass_seconds", "plain_seconds", "parameters"]
     text = table(rows, columns, "{:.4g}")
     (RESULTS / "size.md").write_text(text + "\n")
