@@ -1,4 +1,4 @@
-"""Continual learning on MNIST: tasks one after the other, and how much of the earlier ones is left.
+"""Continual learning on MNIST and CIFAR-10: tasks one after the other, and how much of the earlier ones is left.
 
 The protocols are in `benchmarks/protocols.py`, the methods in `benchmarks/learners`. Every method sees the same batches
 in the same order, starts from the same weights and takes the same steps; those that replay rows spend more gradient
@@ -92,6 +92,14 @@ VENTURED: dict[str, Grid] = {
     "isopath": [g for s in (1.0, 10.0, 100.0) for g in curved((1e-3,), strength=s)],
     "isopath, both": kept((1e-3,), (1.0, 10.0), rank=128),
 }  # fmt: skip
+FEW = {"kept": 32}  # kept rows in a step, as many as new ones
+REPLAYED: dict[str, Grid] = {
+    "fine-tuning": rates(MID), "joint": rates(MID), "er": rates(MID, **FEW),
+    "der++": [g for a, b in ((0.2, 0.5), (0.5, 0.5)) for g in rates(MID, alpha=a, beta=b, **FEW)],
+    "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s, **FEW)],
+    "isopath, examples": kept(MID, (1.0,), factors=False, **FEW),
+    "isopath, both": kept(MID, (1.0,), rank=128, **FEW),
+}  # fmt: skip
 GRIDS: dict[str, dict[str, Grid]] = {
     "permuted-10": {
         "fine-tuning": rates((0.05, 0.01)), "joint": rates((0.1, 0.05)),
@@ -116,6 +124,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
     },
     "split-domain": VENTURED,
     "split-task": VENTURED,
+    "cifar-class": REPLAYED,
+    "cifar-task": REPLAYED,
 }  # fmt: skip
 
 
@@ -181,7 +191,7 @@ def _taken(
         return stages[0].x[rows], stages[0].y[rows]
     starts = ends - torch.tensor([len(stage.x) for stage in stages])
     at = rows - starts[which]
-    x, y = stages[0].x.new_zeros(len(rows), stages[0].x.shape[1]), stages[0].y.new_zeros(len(rows))
+    x, y = stages[0].x.new_zeros(len(rows), *stages[0].x.shape[1:]), stages[0].y.new_zeros(len(rows))
     for t in which.unique().tolist():
         own = which == t
         x[own], y[own] = stages[t].x[at[own]], stages[t].y[at[own]]
@@ -194,11 +204,12 @@ def _accuracy(model: nn.Module, stage: Stage) -> float:
         return 100 * float((out.argmax(1) == stage.y_test).float().mean())
 
 
-def _ran(method: str) -> tuple[str, ...]:
-    """The code behind a method's rows: the learner's own, and isopath's where it is used."""
+def _ran(p: Protocol, method: str) -> tuple[str, ...]:
+    """The code behind a method's rows: the tasks', the learner's own, and isopath's where it is used."""
     learner = METHODS[method]
+    tasks = p.stages.__module__.split(".")[-1]
     own = {f"../../benchmarks/learners/{c.__module__.split('.')[-1]}" for c in learner.__mro__[:-1]}
-    return (*sorted(own), "../../benchmarks/tasks", *(OURS if learner is Kept else ()))
+    return (*sorted(own), f"../../benchmarks/tasks/{tasks}", *(OURS if learner is Kept else ()))
 
 
 def best(args: Any, name: str, method: str) -> dict[str, Any] | None:
@@ -210,7 +221,7 @@ def best(args: Any, name: str, method: str) -> dict[str, Any] | None:
     for k, settings in enumerate(grid):
         work = partial(learned, args.data, p, method, settings, 0, tasks, True)
         fixed = {**settings, "protocol": {**p.described, "tasks": tasks}}
-        row = run(f"continual/{name}/grid", f"{method}-{k}", 0, fixed, args, work, _ran(method))
+        row = run(f"continual/{name}/grid", f"{method}-{k}", 0, fixed, args, work, _ran(p, method))
         if row is None:
             return None
         scores.append(row["average"])
@@ -234,7 +245,7 @@ def main() -> None:
             for seed in args.seeds:
                 work = partial(learned, args.data, p, method, settings, seed, p.tasks, False)
                 fixed = {**settings, "protocol": p.described}
-                rows.append(run(f"continual/{name}", method, seed, fixed, args, work, _ran(method)))
+                rows.append(run(f"continual/{name}", method, seed, fixed, args, work, _ran(p, method)))
         texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
     text = "\n\n".join(texts)
     if not args.only and not args.methods:

@@ -6,13 +6,14 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.learners.learner import Stage
-from benchmarks.tasks import permuted, rotated, split
+from benchmarks.tasks import cifar
+from benchmarks.tasks.mnist import permuted, rotated, split
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ class Protocol:
         return {**found, "stages": self.stages.__qualname__.split(".")[0], "widths": list(self.widths)}
 
     def network(self, seed: int) -> nn.Module:
-        """The perceptron with the weights of a seed."""
+        """With the weights of a seed."""
         torch.manual_seed(seed)
+        return self._layers()
+
+    def _layers(self) -> nn.Sequential:
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(self.widths):
             layers += [nn.Linear(a, b, bias=self.bias), nn.ReLU()]
@@ -65,6 +69,24 @@ class Protocol:
         return torch.optim.SGD(parameters, rate, momentum=0.9 if self.optimizer == "momentum" else 0.0)
 
 
+@dataclass(frozen=True)
+class Images(Protocol):
+    """For images of 16 x 16 pixels: 3 x 3 convolutions of stride 2, then two linear layers.
+
+    `widths` are the channels of the convolutions and the widths of the linear layers.
+    """
+
+    def _layers(self) -> nn.Sequential:
+        channels, (hidden, outputs) = self.widths[:-2], self.widths[-2:]
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(channels):
+            layers += [nn.Conv2d(a, b, 3, 2, 1), nn.ReLU()]
+        side = 16 // 2 ** (len(channels) - 1)
+        layers += [nn.Flatten(), nn.Linear(channels[-1] * side**2, hidden), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(hidden, outputs))
+
+
+CIFAR: dict[str, Any] = {"tasks": 5, "widths": (3, 32, 64, 128, 64, 10), "epochs": 3, "size": 32, "examples": 500}
 PROTOCOLS = {
     "permuted-10": Protocol(permuted, 10, (784, 100, 100, 10), bias=False, epochs=5, size=256, optimizer="momentum"),
     "permuted-20": Protocol(permuted, 20, (784, 100, 100, 10), optimizer="momentum"),
@@ -72,4 +94,6 @@ PROTOCOLS = {
     "split-class": Protocol(split("class"), 5, (784, 100, 100, 10), size=10, classes=True),
     "split-domain": Protocol(split("domain"), 5, (784, 400, 400, 2), steps=2000, optimizer="adam", decay=False),
     "split-task": Protocol(split("task"), 5, (784, 400, 400, 10), steps=2000, optimizer="adam", decay=False),
+    "cifar-class": Images(cifar.by_class, classes=True, **CIFAR),
+    "cifar-task": Images(cifar.by_task, **CIFAR),
 }

@@ -12,8 +12,6 @@ from torch import Tensor
 import isopath as ip
 from benchmarks.learners.learner import Learner, Stage
 
-BATCH = 128  # kept rows whose labels are learned again in a step
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -52,7 +50,7 @@ class Kept(Learner):
         super().begin(stage)
         self.optimizer = ip.optim.Invariant(
             self.optimizer, self.model, self.memory, tolerance=None, strength=self.settings["strength"],
-            damping=self.settings["damping"], refresh=200, renew=self.settings.get("renew", 1), batch_size=BATCH,
+            damping=self.settings["damping"], refresh=200, renew=self.settings.get("renew", 1), batch_size=self.batch,
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -76,7 +74,7 @@ class Kept(Learner):
 
     def evaluations(self, size: int) -> float:
         kept = sum(task.rows for task in self.memory.tasks)
-        return size + min(BATCH, kept) * (1 + bool(self.settings.get("replay")))
+        return size + min(self.batch, kept) * (1 + bool(self.settings.get("replay")))
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept rows with labels, and the tasks they belong to."""
@@ -84,7 +82,7 @@ class Kept(Learner):
         if not parts:
             return None
         x, y, at = (torch.cat(column) for column in zip(*parts))
-        rows = torch.randperm(len(x), generator=self.generator)[:BATCH]
+        rows = torch.randperm(len(x), generator=self.generator)[: self.batch]
         return x[rows], y[rows], at[rows]
 
     def end(self, stage: Stage) -> None:

@@ -36,7 +36,7 @@ class Learner:
 
     Args:
         model: trained in place.
-        settings: `rate`, and what a method adds.
+        settings: `rate`, `kept` (rows replayed in a step), and what a method adds.
         optimizer: builds the base optimiser from parameters and a rate.
         rows: examples that a method may keep in all.
         classes: whether each task brings new classes of a shared head.
@@ -44,6 +44,7 @@ class Learner:
 
     def __init__(self, model: nn.Module, settings: Settings, optimizer: Any, rows: int, classes: bool) -> None:
         self.model, self.settings, self.build, self.rows, self.classes = model, settings, optimizer, rows, classes
+        self.batch = settings.get("kept", 128)
         self.generator = torch.Generator().manual_seed(0)
         self.stage: Stage | None = None
         self.number = -1

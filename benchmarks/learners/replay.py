@@ -10,8 +10,6 @@ from torch import Tensor
 
 from benchmarks.learners.learner import Learner, Stage, size_of
 
-BATCH = 128  # kept rows in a step
-
 
 class ER(Learner):
     """Experience replay (Chaudhry et al. 2019, arXiv 1902.10486): the loss of kept rows joins that of new ones."""
@@ -31,7 +29,7 @@ class ER(Learner):
         self.keep(x, y)
 
     def evaluations(self, size: int) -> float:
-        return size + min(BATCH, self.rows) + size / 3  # the outputs of rows that are kept
+        return size + min(self.batch, self.rows) + size / 3  # the outputs of rows that are kept
 
     def keep(self, x: Tensor, y: Tensor) -> None:
         """Offers a batch to the reservoir, with the outputs that it has now."""
@@ -53,7 +51,7 @@ class ER(Learner):
         count = min(self.seen, self.rows)
         if not count:
             return None
-        rows = torch.randperm(count, generator=self.generator)[:BATCH]
+        rows = torch.randperm(count, generator=self.generator)[: self.batch]
         return {key: value[rows] for key, value in self.kept.items()}
 
     def replayed(self, rows: dict[str, Tensor]) -> Tensor:
@@ -93,7 +91,7 @@ class DERPP(ER):
         return total
 
     def evaluations(self, size: int) -> float:
-        return super().evaluations(size) + min(BATCH, self.rows)
+        return super().evaluations(size) + min(self.batch, self.rows)
 
     @property
     def bytes(self) -> int:

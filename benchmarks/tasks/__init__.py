@@ -1,0 +1,1 @@
+"""Sequences of tasks, as the field has them."""
