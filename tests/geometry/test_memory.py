@@ -93,6 +93,22 @@ def test_a_memory_of_factors_keeps_no_data_and_merged_it_does_not_grow():
     assert "3 tasks, 0 examples, 1 curvatures" in repr(memory)
 
 
+@pytest.mark.parametrize("kind", ["kronecker", "ekfac", "diagonal"])
+def test_sampled_curvature_tends_to_that_of_all_outputs(kind, tmp_path):
+    model, (x, y) = mlp(), data()
+
+    def kept(samples):
+        memory = ip.Memory(examples=0, factors=kind, samples=samples).remember(model, x)
+        memory.save(tmp_path / "memory.safetensors")
+        assert ip.Memory.load(tmp_path / "memory.safetensors").samples == samples
+        space = Network(model).space
+        return matrix(memory.tasks[0].curvature.metric(space).mv, space.dimension)
+
+    exact = kept(None)
+    errors = [float((kept(samples) - exact).norm() / exact.norm()) for samples in (1, 30, 900)]
+    assert errors[2] < 0.1 < errors[0] and errors[2] < errors[1] < errors[0]
+
+
 def test_decay_fades_old_tasks():
     memory = ip.Memory(examples=0, factors=True, decay=0.5)
     for k in range(3):
@@ -282,6 +298,8 @@ def test_mistakes_are_named():
         memory.remember(model, x, y, name="a")
     with pytest.raises(ValueError, match="examples=0 needs factors=True"):
         ip.Memory(examples=0)
+    with pytest.raises(ValueError, match=r"samples must be >= 1, got \{'samples': 0\}"):
+        ip.Memory(samples=0)
     with pytest.raises(ValueError, match="labels go up to 9, but the head of task '0' has 4 outputs"):
         ip.Memory(examples=N).remember(model, x, torch.arange(N) % 10)
     with pytest.raises(ValueError, match="a balanced choice needs labels"):

@@ -111,7 +111,7 @@ class Curvature:
     @classmethod
     def of(
         cls, network: Network, theta: Tensor, batches: Iterable[Batch], coverage: float = 1.0, kind: str = "kronecker",
-        rank: int | None = None,
+        rank: int | None = None, samples: int | None = None,
     ) -> Curvature:  # fmt: skip
         """Built in one pass over the rows, in two for `"ekfac"`; see `Kronecker.of`.
 
@@ -122,16 +122,17 @@ class Curvature:
             coverage: of the outputs' curvature.
             kind: `"kronecker"`, `"ekfac"` or `"diagonal"`.
             rank: the directions kept of each factor.
+            samples: random columns of the outputs' curvature instead of exact ones.
 
         Raises:
             ValueError: the kind is unknown.
         """
         if kind == "diagonal":
-            return cls.named(Diagonal.of(network, theta, batches, coverage))
+            return cls.named(Diagonal.of(network, theta, batches, coverage, samples))
         if kind not in ("kronecker", "ekfac"):
             raise ValueError(f"curvature is kept as 'kronecker', 'ekfac' or 'diagonal', got {kind!r}")
         build = ekfac if kind == "ekfac" else Kronecker.of
-        return cls.named(build(network, theta, batches, coverage, rank=rank))
+        return cls.named(build(network, theta, batches, coverage, samples=samples, rank=rank))
 
     @classmethod
     def named(cls, metric: Kronecker | Diagonal) -> Curvature:

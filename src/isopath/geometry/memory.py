@@ -85,6 +85,8 @@ class Memory:
         divergence: between old and new outputs.
         seed: of the rows that are chosen.
         measured: the most rows of a task that its curvature is measured on.
+        samples: random columns of the outputs' curvature that are measured instead of all: one backward pass each,
+            where there are many outputs. `None` for all.
         tasks: what is remembered.
 
     Raises:
@@ -101,6 +103,7 @@ class Memory:
     divergence: str = "hellinger"
     seed: int = 0
     measured: int = 10_000
+    samples: int | None = None
     tasks: tuple[Remembered, ...] = ()
 
     def __post_init__(self) -> None:
@@ -111,8 +114,10 @@ class Memory:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
         if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
             raise ValueError(f"factors must be True, 'kronecker', 'ekfac', 'diagonal' or False, got {self.factors!r}")
-        if (self.rank is not None and self.rank < 1) or self.measured < 1:
-            raise ValueError(f"rank and measured must be >= 1, got {self.rank} and {self.measured}")
+        counts = {"rank": self.rank, "samples": self.samples, "measured": self.measured}
+        small = {name: count for name, count in counts.items() if count is not None and count < 1}
+        if small:
+            raise ValueError(f"{', '.join(small)} must be >= 1, got {small}")
 
     def __len__(self) -> int:
         return len(self.tasks)
@@ -196,7 +201,7 @@ class Memory:
 
         divergence = divergence_of(self.divergence)
         kind = "kronecker" if self.factors is True else str(self.factors)
-        found = Curvature.of(network, network.start, Streamed(batches), kind=kind, rank=self.rank)
+        found = Curvature.of(network, network.start, Streamed(batches), kind=kind, rank=self.rank, samples=self.samples)
         centre = {name: t.cpu() for name, t in network.space.unflatten(network.start.clone()).items()}
         return replace(task, curvature=found, centre=centre, columns=columns[0])
 
@@ -301,7 +306,9 @@ class Memory:
         return cls(**said["fields"], tasks=tuple(tasks))
 
 
-FIELDS = ("examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured")
+FIELDS = (
+    "examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured", "samples",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
