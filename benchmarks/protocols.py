@@ -62,11 +62,12 @@ class Protocol:
             layers += [nn.Linear(a, b, bias=self.bias), nn.ReLU()]
         return nn.Sequential(*layers[:-1])
 
-    def build(self, parameters: list[Tensor], rate: float) -> torch.optim.Optimizer:
-        """The base optimiser."""
-        if self.optimizer == "adam":
+    def build(self, parameters: list[Tensor], rate: float, kind: str | None = None) -> torch.optim.Optimizer:
+        """The base optimiser: the protocol's, or a kind that a method prefers."""
+        kind = kind or self.optimizer
+        if kind == "adam":
             return torch.optim.Adam(parameters, rate)
-        return torch.optim.SGD(parameters, rate, momentum=0.9 if self.optimizer == "momentum" else 0.0)
+        return torch.optim.SGD(parameters, rate, momentum=0.9 if kind == "momentum" else 0.0)
 
 
 @dataclass(frozen=True)

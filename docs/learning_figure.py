@@ -15,7 +15,13 @@ from isopath.storage import read_json
 matplotlib.use("Agg")
 BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9730d", "#9aa3ad", "#23292f"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "continual"
-PANELS = [("permuted-10", "Ten permutations of MNIST, no data kept"), ("split-class", "Two digits at a time, 200 kept")]
+PANELS = {
+    "permuted-10": ("Ten permutations of MNIST, no data kept", 50),
+    "permuted-20": ("Twenty permutations, one epoch each, 200 rows kept or none", 30),
+    "split-class": ("Two digits at a time, 200 rows kept", 0),
+    "split-domain": ("Even or odd, two digits at a time", 40),
+}  # and where the axis begins
+MANY = "permuted-20"
 
 
 def rows(protocol: str) -> dict[str, list[dict[str, Any]]]:
@@ -51,8 +57,9 @@ def spread(places: list[float], gap: float) -> list[float]:
     return [place - excess if placed[order[-1]] - place < 30 else place for place in placed]
 
 
-def over_time(axes: plt.Axes, protocol: str, title: str) -> None:
+def over_time(axes: plt.Axes, protocol: str) -> None:
     """A line for each method, named at its end."""
+    title, low = PANELS[protocol]
     ends = []
     for method, found in rows(protocol).items():
         colour, last = colour_of(method), mean([row["average"] for row in found])
@@ -63,41 +70,47 @@ def over_time(axes: plt.Axes, protocol: str, title: str) -> None:
         values = [mean(list(at)) for at in zip(*lines)]
         axes.plot(range(1, len(values) + 1), values, color=colour, lw=2.6 if colour == BLUE else 1.6)
         ends.append((len(values), values[-1], method, colour))
-    places = spread([end for _, end, _, _ in ends], 3.6 if protocol == PANELS[0][0] else 7)
+    places = spread([end for _, end, _, _ in ends], 0.062 * (100 - low))
     for (x, _, method, colour), place in zip(ends, places):
         weight = "bold" if colour == BLUE else "normal"
         axes.annotate(method, (x, place), (6, 0), textcoords="offset points", va="center", color=colour, fontsize=9,
                       weight=weight)  # fmt: skip
     axes.annotate("all tasks at once", (1, 100.5), color=ORANGE, fontsize=9, va="bottom", annotation_clip=False)
     axes.set_title(title, fontsize=11, pad=16)
-    axes.set(xlabel="tasks learned", ylim=(50 if protocol == PANELS[0][0] else 0, 100))
+    axes.set(xlabel="tasks learned", ylim=(low, 100))
     axes.grid(axis="y", color=GREY, alpha=0.25)
     axes.tick_params(colors=INK)
 
 
-def against_memory(axes: plt.Axes, protocol: str) -> None:
-    """A point for each method."""
-    for method, found in rows(protocol).items():
+def against(axes: plt.Axes, column: str, unit: float, label: str, title: str) -> None:
+    """A point for each method: accuracy against what it takes."""
+    ends = []
+    for method, found in rows(MANY).items():
         if method == "joint":
             continue
-        size, last = mean([row["bytes"] for row in found]) / 2**20, mean([row["average"] for row in found])
-        axes.plot(size, last, "o", color=colour_of(method), ms=8)
-        axes.annotate(method, (size, last), (7, 0), textcoords="offset points", va="center", color=colour_of(method),
+        taken, last = mean([row[column] for row in found]) / unit, mean([row["average"] for row in found])
+        axes.plot(taken, last, "o", color=colour_of(method), ms=8)
+        ends.append((taken, last, method))
+    places = spread([end for _, end, _ in ends], 4)
+    for (taken, _, method), place in zip(ends, places):
+        axes.annotate(method, (taken, place), (7, 0), textcoords="offset points", va="center", color=colour_of(method),
                       fontsize=9, weight="bold" if method.startswith("isopath") else "normal")  # fmt: skip
-    axes.set_title("what is kept of ten tasks", fontsize=11, pad=16)
-    axes.set(xlabel="MiB kept", ylim=(50, 100))
-    axes.margins(x=0.28)
+    axes.set_title(title, fontsize=11, pad=16)
+    axes.set(xlabel=label, ylim=(PANELS[MANY][1], 100), xscale="symlog")
+    axes.margins(x=0.3)
     axes.grid(axis="y", color=GREY, alpha=0.25)
 
 
 def draw(out: Path) -> None:
-    """Accuracy over the tasks seen so far, and against the memory that it takes."""
+    """Accuracy over the tasks seen so far, and against the memory and the time that it takes."""
     plt.rcParams.update({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "text.color": INK})
-    figure, panels = plt.subplots(1, 3, figsize=(12.6, 3.6), layout="constrained")
-    for axes, (protocol, title) in zip(panels, PANELS):
-        over_time(axes, protocol, title)
-    against_memory(panels[2], PANELS[0][0])
-    panels[0].set_ylabel("accuracy on the tasks so far, %")
+    figure, panels = plt.subplots(2, 3, figsize=(13.6, 7.4), layout="constrained")
+    for axes, protocol in zip(panels[:, :2].flat, PANELS):
+        over_time(axes, protocol)
+    against(panels[0, 2], "bytes", 2**20, "MiB kept", "Twenty permutations: what is kept")
+    against(panels[1, 2], "seconds_a_task", 1, "seconds a task, one thread", "... and the time that it takes")
+    for row in panels:
+        row[0].set_ylabel("accuracy on the tasks so far, %")
     figure.savefig(out, dpi=144)
 
 

@@ -62,6 +62,7 @@ def test_a_step_of_plain_descent_is_the_closed_form(options):
         theta = before.clone().requires_grad_(True)
         kl = divergence_of("kl").rows(network(theta, x), y0).mean()
         (pull,) = torch.autograd.grad(kl, theta)
+        pull = pull + metric.mv(before - network.start)
     else:
         pull = metric.mv(before - network.start)
     damping = 0.5 * 2.0 * metric.trace() / metric.dimension

@@ -32,8 +32,7 @@ class Kept(Learner):
     again beside the new ones, and where tasks bring new classes, the new rows compete among the new classes only
     (Caccia et al. 2022, arXiv 2104.05025).
 
-    Settings: `examples`, `factors`, `merge`, `rank`, `strength`, `damping`, `renew`, `replay` (weight of the kept
-    labels).
+    Settings: those of `ip.Memory` and `ip.optim.Invariant`, and `replay` (weight of the kept labels).
     """
 
     def __init__(self, *args: Any) -> None:
@@ -42,7 +41,7 @@ class Kept(Learner):
         self.memory = ip.Memory(
             examples=self.rows if own.get("examples") else 0, factors=own.get("factors", True),
             merge=own.get("merge", False), rank=own.get("rank"), divergence=own.get("divergence", "kl"),
-            choose=own.get("choose", "random"), measured=own.get("measured", 10_000),
+            measured=own.get("measured", 10_000), features=own.get("features", 0.0), samples=own.get("samples"),
         )  # fmt: skip
         self.heads: list[Columns] = []
 

@@ -36,7 +36,7 @@ class Learner:
 
     Args:
         model: trained in place.
-        settings: `rate`, `kept` (rows replayed in a step), and what a method adds.
+        settings: `rate`, `optimizer` (if not the protocol's), `kept` (rows replayed in a step), and what a method adds.
         optimizer: builds the base optimiser from parameters and a rate.
         rows: examples that a method may keep in all.
         classes: whether each task brings new classes of a shared head.
@@ -52,7 +52,8 @@ class Learner:
 
     def base(self) -> torch.optim.Optimizer:
         """A fresh base optimiser."""
-        found: torch.optim.Optimizer = self.build(self.model.parameters(), self.settings["rate"])
+        kind = self.settings.get("optimizer")
+        found: torch.optim.Optimizer = self.build(self.model.parameters(), self.settings["rate"], kind)
         return found
 
     def begin(self, stage: Stage) -> None:

@@ -136,9 +136,9 @@ class Invariant(Optimizer):
         self.base.zero_grad(set_to_none)
 
     def _pull(self, theta: Tensor) -> Tensor:
-        """λ Σ ∇D_t, in the units of the loss; the kept rows speak for a task that has both."""
+        """λ Σ ∇D_t, in the units of the loss; of a task that has both, by its rows and by its curvature."""
         if self._held is None or self.steps % self.renew == 0:
-            self._held = self._summed([pull for pull in self._curved if not pull.measured], theta)
+            self._held = self._summed(self._curved, theta)
         return self._summed(self._rows, theta).add_(self._held) if self._rows else self._held
 
     def _summed(self, pulls: Sequence[_Rows | _Curved], theta: Tensor) -> Tensor:
@@ -293,11 +293,11 @@ class _Curved:
 
     estimate: Estimated
     weight: float
-    measured: bool  # rows are kept too, and speak for it
+    measured: bool  # rows are kept too, and its drift is theirs
 
     def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
         """G(θ - θ_t)."""
-        return self.estimate.gradient(theta)
+        return self.estimate.pull(theta)
 
     def drift(self, theta: Tensor) -> float:
         """½(θ - θ_t)ᵀG(θ - θ_t)."""

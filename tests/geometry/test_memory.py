@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+import isopath.run.data
 from isopath.geometry.curvature import Curvature
 from isopath.network import Network
 from isopath.storage import DamagedFile
@@ -95,7 +96,7 @@ def test_a_memory_of_factors_keeps_no_data_and_merged_it_does_not_grow():
 
 @pytest.mark.parametrize("kind", ["kronecker", "ekfac", "diagonal"])
 def test_sampled_curvature_tends_to_that_of_all_outputs(kind, tmp_path):
-    model, (x, y) = mlp(), data()
+    model, (x, _) = mlp(), data()
 
     def kept(samples):
         memory = ip.Memory(examples=0, factors=kind, samples=samples).remember(model, x)
@@ -203,7 +204,7 @@ def test_a_trace_that_keeps_curvature_alone_bounds_the_estimate_and_says_that_it
     memory = ip.Memory(examples=0, factors=True, merge=merge).remember(model, x)
     keeping = {"objective": ip.Task(*data(5)), "tolerance": 0.01, "max_steps": 20}
     path = ip.trace(model, keep=memory, **keeping, run=tmp_path / "run")
-    metric, centre = memory.tasks[0].curvature.metric(path.network.space), path.network.start
+    metric, centre = memory.tasks[0].curvature.bare().metric(path.network.space), path.network.start
     assert path.drift_kind == "estimated" and "an estimate from curvature" in path.reason
     drifts = [0.5 * float(metric.norm(path.point(step) - centre)) ** 2 for step in path.steps]
     assert path.steps[-1] > 0 and max(drifts) <= 0.01 and path.drift == pytest.approx(drifts[-1])
@@ -226,7 +227,7 @@ def test_rows_and_curvature_of_different_tasks_are_kept_together():
     task = memory.tasks[1]
     p, p0 = path.model()(task.inputs).softmax(1), task.outputs.softmax(1)
     assert float((1 - (p * p0).sqrt().sum(1)).mean()) <= 0.01
-    metric = memory.tasks[0].curvature.metric(path.network.space)
+    metric = memory.tasks[0].curvature.bare().metric(path.network.space)
     assert 0.5 * float(metric.norm(path.point() - path.network.start)) ** 2 <= 0.01
 
 
@@ -236,17 +237,103 @@ def test_curvature_of_every_kind_is_kept_merged_and_stored(kind, tmp_path):
     network = Network(model)
     v = torch.randn(network.space.dimension, dtype=torch.float64)
     expected = ip.Reference(x).metric(model, kind, coverage=1.0).mv(v)
-    memory = ip.Memory(examples=0, factors=kind).remember(model, x)
+    memory = ip.Memory(examples=0, factors=kind, features=0).remember(model, x)
     assert torch.allclose(memory.tasks[0].curvature.metric(network.space).mv(v), expected)
     memory.save(tmp_path / "memory.safetensors")
     back = ip.Memory.load(tmp_path / "memory.safetensors")
     assert back.factors == kind and torch.equal(
         back.tasks[0].curvature.metric(network.space).mv(v), memory.tasks[0].curvature.metric(network.space).mv(v)
     )
-    merged = ip.Memory(examples=0, factors=kind, merge=True, decay=0.5).remember(model, x).remember(model, x)
+    merged = ip.Memory(examples=0, factors=kind, merge=True, decay=0.5, features=0)
+    merged = merged.remember(model, x).remember(model, x)
     assert torch.allclose(merged.tasks[-1].curvature.metric(network.space).mv(v), 1.5 * expected)
     with pytest.raises(ValueError, match=r"factors must be True, 'kronecker', .* got 'dense'"):
         ip.Memory(factors="dense")
+
+
+def held(name: str) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    if name == "embedding":
+        words = torch.arange(12).view(6, 2) % 6
+        return nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Linear(8, 3)).double(), words
+    if name == "convolution":
+        layers = nn.Conv2d(2, 6, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)
+        return nn.Sequential(*layers).double(), torch.randn(20, 2, 3, 3, dtype=torch.float64)
+    return mlp(), data()[0]
+
+
+@pytest.mark.parametrize("name", ["perceptron", "convolution", "embedding"])
+@pytest.mark.parametrize("kind", ["kronecker", "ekfac"])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_features_add_a_share_of_its_mean_eigenvalue_to_the_factor_of_a_layers_outputs(name, kind, rank):
+    model, x = held(name)
+    space = Network(model).space
+    kept = [
+        ip.Memory(examples=0, factors=kind, features=share, rank=rank).remember(model, x).tasks[0].curvature
+        for share in (0.0, 0.5)
+    ]
+    bare, whole = (matrix(c.metric(space).mv, space.dimension) for c in kept)
+    added = torch.zeros_like(bare)
+    ends = torch.tensor([0, *space.sizes]).cumsum(0).tolist()
+    for layer in kept[0].layers:
+        own, groups = layer.tensors, layer.groups
+        floor = 0.5 * own["output_values"].reshape(groups, -1).sum(1) / own["output_vectors"].shape[-2]
+        names = [n for n in (layer.weight, layer.bias) if n is not None]
+        index = [torch.arange(ends[k], ends[k + 1]).reshape(groups, layer.outputs if not layer.lookup else 6, -1)
+                 for k in (space.names.index(n) for n in names)]  # fmt: skip
+        for group, at in enumerate(torch.cat(index, -1)):
+            if layer.lookup:
+                inputs = torch.diag(own["counts"])
+                added[at.flatten()[:, None], at.flatten()] += floor * torch.kron(inputs, torch.eye(at.shape[1]))
+                continue
+            vectors = own["input_vectors"][group]
+            inputs = vectors @ torch.diag(own["input_values"][group]) @ vectors.T
+            added[at.flatten()[:, None], at.flatten()] += floor[group] * torch.kron(torch.eye(at.shape[0]), inputs)
+    assert torch.allclose(whole, bare + added) and added.any()
+    assert torch.equal(matrix(kept[1].bare().metric(space).mv, space.dimension), bare)
+    merged = matrix(Curvature.merged([kept[1], kept[1]], [1.0, 2.0]).metric(space).mv, space.dimension)
+    assert torch.allclose(merged, 3 * whole)
+
+
+def test_features_are_stored_and_leave_added_outputs_free(tmp_path):
+    model, (x, _) = mlp(), data()
+    memory = ip.Memory(examples=0, factors=True, features=0.7).remember(model, x)
+    memory.save(tmp_path / "memory.safetensors")
+    back = ip.Memory.load(tmp_path / "memory.safetensors")
+    space = Network(model).space
+    v = torch.randn(space.dimension, dtype=torch.float64)
+    metrics = [m.tasks[0].curvature.metric(space) for m in (memory, back)]
+    assert back.features == 0.7 and torch.equal(metrics[0].mv(v), metrics[1].mv(v))
+    wide = Network(mlp(outputs=6)).space
+    added = wide.unflatten(torch.zeros(wide.dimension, dtype=torch.float64))
+    added["2.weight"][4:], added["2.bias"][4:] = 1.0, 1.0
+    for rank in (None, 2):
+        kept = ip.Memory(examples=0, factors=True, features=0.7, rank=rank).remember(model, x).tasks[0].curvature
+        assert not kept.metric(wide).mv(wide.flatten(added)).any()
+
+
+def test_a_network_with_few_outputs_forgets_less_where_its_features_are_kept():
+    x, y = (torch.cat(column) for column in zip(*(
+        (found.inputs.flatten(1), found.labels) for found in (ip.run.data.digits(train) for train in (True, False))
+    )))  # fmt: skip
+    first = y < 4
+    scores = {}
+    for features in (0.0, 0.3):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+        memory = ip.Memory(examples=0, factors=True, features=features)
+        for own in (first, ~first):
+            base = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
+            optimizer = ip.optim.Invariant(base, model, memory, tolerance=None, damping=0.3)
+            generator = torch.Generator().manual_seed(1)
+            for _ in range(300):
+                rows = own.nonzero().squeeze(1)[torch.randint(int(own.sum()), (64,), generator=generator)]
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x[rows]), y[rows] % 2).backward()
+                optimizer.step()
+            memory = memory.remember(model, x[own])
+        scores[features] = [ip.evaluate(model, ip.Task(x[own], y[own] % 2)).accuracy for own in (first, ~first)]
+    assert scores[0.3][0] > scores[0.0][0] + 0.1 and scores[0.3][1] > 0.9
 
 
 def test_a_merged_ekfac_has_the_eigenvalues_of_the_sum_along_its_vectors():
@@ -272,7 +359,7 @@ def test_embeddings_and_split_factors_are_kept_by_name_and_grow():
             return self.head(self.table(ids).tanh().mean(1))
 
     small, ids = Table(6).double(), torch.arange(12).reshape(6, 2) % 6
-    memory = ip.Memory(examples=0, factors=True).remember(small, ids)
+    memory = ip.Memory(examples=0, factors=True, features=0).remember(small, ids)
     found, space = memory.tasks[0].curvature, Network(small).space
     v = torch.randn(space.dimension, dtype=torch.float64)
     direct = ip.Reference(ids).metric(small, "kronecker", coverage=1.0)

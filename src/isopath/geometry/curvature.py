@@ -30,7 +30,7 @@ class Factors:
         groups: of a convolution.
         tensors: `input_values` `(groups, ra)`, `input_vectors` `(groups, i, ra)`, `output_values`, `output_vectors`,
             and `corrected` `(groups, rb, ra)` where eigenvalues are measured; of an embedding `counts` `(V,)`, and the
-            outputs' without groups.
+            outputs' without groups. `output_floor` `(groups,)`, if any, is added to all eigenvalues of the outputs'.
         window: of a factor that is split.
     """
 
@@ -63,9 +63,20 @@ class Factors:
         rows = values.clamp_min(0).sqrt().unsqueeze(-1) * vectors.mT
         return rows.unsqueeze(0) if self.lookup else rows
 
+    def floored(self, share: float) -> Factors:
+        """With a share of the mean eigenvalue added to the outputs' factor, B + (share tr B / o) I."""
+        values, outputs = self.tensors["output_values"], self.tensors["output_vectors"].shape[-2]
+        floor = share * values.sum(-1).reshape(-1) / outputs
+        return replace(self, tensors={**self.tensors, "output_floor": floor + self.tensors.get("output_floor", 0)})
+
+    def bare(self) -> Factors:
+        """Without what was added."""
+        return replace(self, tensors={name: t for name, t in self.tensors.items() if name != "output_floor"})
+
     def truncated(self, rank: int) -> Factors:
         """With the leading `rank` directions of each factor."""
-        cut = {n: t if n == "counts" else t[..., :rank].contiguous() for n, t in self.tensors.items()}
+        whole = ("counts", "output_floor")
+        cut = {n: t if n in whole else t[..., :rank].contiguous() for n, t in self.tensors.items()}
         if "corrected" in cut:
             cut["corrected"] = cut["corrected"][:, :rank].contiguous()
         return replace(self, tensors=cut)
@@ -73,13 +84,20 @@ class Factors:
     def block(self, slices: Mapping[str, slice], space: Space) -> Block | Lookup:
         """The block in the space of a network, which may have more outputs than it had: those have no curvature."""
         tensors = {name: tensor.to(space.device, space.dtype) for name, tensor in self.tensors.items()}
+        floor = tensors.pop("output_floor", None)
+        if floor is not None and self.lookup:
+            tensors |= _completed(tensors["output_values"], tensors["output_vectors"], floor)
         names = [name for name in (self.weight, self.bias) if name is not None]
         whole = space.shapes[space.names.index(names[0])]
         grown = whole[0] // self.groups - self.outputs
         if self.lookup:
             tensors["counts"] = torch.nn.functional.pad(tensors["counts"], (0, grown))
             return Lookup(slices[names[0]], (whole[0], whole[1]), **tensors)
-        window = self.window
+        window, low = self.window, None
+        if floor is not None and "corrected" not in tensors and tensors["output_vectors"].shape[-1] == self.outputs:
+            tensors["output_values"] = tensors["output_values"] + floor.unsqueeze(-1)  # no direction is missing
+        elif floor is not None and not grown:  # outputs that were added must stay free
+            low = (torch.zeros_like(floor)[:, None, None], floor[:, None, None])
         if window is not None:
             window = (*window[:2], window[2] + grown, window[3])
         elif grown:
@@ -88,7 +106,7 @@ class Factors:
         weight, bias = (None if name is None else slices[name] for name in (self.weight, self.bias))
         return Block(
             weight, bias, shape, tensors["input_values"], tensors["input_vectors"], tensors["output_values"],
-            tensors["output_vectors"], corrected=tensors.get("corrected"), window=window,
+            tensors["output_vectors"], low, tensors.get("corrected"), window,
         )  # fmt: skip
 
 
@@ -191,6 +209,14 @@ class Curvature:
             said = "; ".join(wrong[:3])
             raise ValueError(f"the memory is of another network, {len(wrong)} parameters do not fit: {said}")
 
+    def floored(self, share: float) -> Curvature:
+        """With every layer's own outputs kept as well, a share as firmly as the network's (see `Memory`)."""
+        return replace(self, layers=tuple(layer.floored(share) for layer in self.layers)) if share else self
+
+    def bare(self) -> Curvature:
+        """Of the network's outputs alone."""
+        return replace(self, layers=tuple(layer.bare() for layer in self.layers))
+
     def truncated(self, rank: int) -> Curvature:
         """With the leading `rank` directions of every factor: memory r (i + o) instead of i² + o²."""
         return replace(self, layers=tuple(layer.truncated(rank) for layer in self.layers))
@@ -244,6 +270,14 @@ class Curvature:
         return cls(tuple(layers), diagonal, shapes, said["count"])
 
 
+def _completed(values: Tensor, vectors: Tensor, floor: Tensor) -> dict[str, Tensor]:
+    """All eigenpairs of V diag(values) Vᵀ + floor I, from the leading ones `(d, r)`."""
+    width, rank = vectors.shape
+    basis = torch.linalg.qr(torch.cat([vectors, torch.eye(width).to(vectors)], 1))[0]
+    every = torch.cat([vectors, basis[:, rank:]], 1)
+    return {"output_values": torch.nn.functional.pad(values, (0, width - rank)) + floor, "output_vectors": every}
+
+
 def _padded(values: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, size - len(values)))
 
@@ -262,6 +296,9 @@ def _merged(terms: Sequence[tuple[float, float, Factors]]) -> Factors:
             tensors["counts"] = _padded(before, size) + _padded(counts, size)
         else:
             inputs.add(layer.root("input") * (count / total) ** 0.5)
+        if "output_floor" in layer.tensors:
+            floor = weight * layer.tensors["output_floor"]
+            tensors["output_floor"] = tensors.get("output_floor", torch.zeros_like(floor)) + floor
         root = layer.root("output") * weight**0.5
         gradients.add(torch.nn.functional.pad(root, (0, outputs - root.shape[-1])))
     for side, moment in (("input", inputs), ("output", gradients)):
@@ -270,7 +307,8 @@ def _merged(terms: Sequence[tuple[float, float, Factors]]) -> Factors:
             like = first.tensors["output_values"]
             tensors[f"{side}_values"], tensors[f"{side}_vectors"] = values.to(like), vectors.to(like)
     if first.lookup:
-        tensors = {name: t if name == "counts" else t[0] for name, t in tensors.items()}
+        whole = ("counts", "output_floor")
+        tensors = {name: t if name in whole else t[0] for name, t in tensors.items()}
     if any("corrected" in layer.tensors for _, _, layer in terms):
         tensors["corrected"] = sum(weight * _turned(layer, tensors) for _, weight, layer in terms)  # type: ignore[assignment]
     window = max((layer.window for _, _, layer in terms), key=lambda w: 0 if w is None else w[2])

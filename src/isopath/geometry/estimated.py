@@ -21,6 +21,9 @@ from isopath.network import Network
 class Estimated:
     """A task of which the curvature is kept: D ≈ ½(θ - θ_t)ᵀG_t(θ - θ_t), an estimate that nothing checks.
 
+    The drift is that of the network's outputs alone; the metric holds the layers' own outputs too, where the memory
+    does.
+
     Attributes:
         curvature: of the task.
         centre: the weights that it was left with, `(P,)`.
@@ -52,6 +55,11 @@ class Estimated:
         """G_t."""
         return self.curvature.metric(self.network.space)
 
+    @cached_property
+    def _outputs(self) -> Kronecker:
+        """That of the network's outputs alone."""
+        return self.curvature.bare().metric(self.network.space)
+
     @property
     def batches(self) -> Sequence[Batch]:
         """No rows."""
@@ -68,12 +76,16 @@ class Estimated:
         return Drift(found, found)
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """G_t(θ - θ_t)."""
+        """Of the drift, G_t(θ - θ_t)."""
+        return self._outputs.mv(theta - self.centre)
+
+    def pull(self, theta: Tensor) -> Tensor:
+        """The same with what the metric holds besides."""
         return self.metric.mv(theta - self.centre)
 
     def whole_drift(self, theta: Tensor) -> float:
         """½(θ - θ_t)ᵀG_t(θ - θ_t)."""
-        return 0.5 * float(self.metric.norm(theta - self.centre)) ** 2
+        return 0.5 * float(self._outputs.norm(theta - self.centre)) ** 2
 
 
 def kept_by(memory: Memory, network: Network, seed: int) -> KeptAll:

@@ -21,6 +21,8 @@ from isopath.network import Network, Output, pick
 from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
+FEATURES = 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
@@ -85,6 +87,10 @@ class Memory:
         divergence: between old and new outputs.
         seed: of the rows that are chosen.
         measured: the most rows of a task that its curvature is measured on.
+        features: how firmly each layer's own outputs are kept beside the network's: added to its outputs' factor, in
+            units of that factor's mean eigenvalue. A network with few outputs sees few directions of its hidden units;
+            two layers that move apart in the others undo each other's work, which no metric of the outputs at one
+            point can tell. Of embeddings and linear maps; not of a `"diagonal"`. The drift does not count it.
         samples: random columns of the outputs' curvature that are measured instead of all: one backward pass each,
             where there are many outputs. `None` for all.
         tasks: what is remembered.
@@ -103,13 +109,17 @@ class Memory:
     divergence: str = "hellinger"
     seed: int = 0
     measured: int = 10_000
+    features: float = FEATURES
     samples: int | None = None
     tasks: tuple[Remembered, ...] = ()
 
     def __post_init__(self) -> None:
         divergence_of(self.divergence)
-        if self.examples < 0 or not 0 < self.decay <= 1:
-            raise ValueError(f"examples must be >= 0 and decay in (0, 1], got {self.examples} and {self.decay}")
+        if min(self.examples, self.features) < 0 or not 0 < self.decay <= 1:
+            raise ValueError(
+                f"examples and features must be >= 0 and decay in (0, 1], got {self.examples}, {self.features} and "
+                f"{self.decay}"
+            )
         if not self.examples and not self.factors:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
         if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
@@ -202,6 +212,7 @@ class Memory:
         divergence = divergence_of(self.divergence)
         kind = "kronecker" if self.factors is True else str(self.factors)
         found = Curvature.of(network, network.start, Streamed(batches), kind=kind, rank=self.rank, samples=self.samples)
+        found = found.floored(self.features)
         centre = {name: t.cpu() for name, t in network.space.unflatten(network.start.clone()).items()}
         return replace(task, curvature=found, centre=centre, columns=columns[0])
 
@@ -307,7 +318,8 @@ class Memory:
 
 
 FIELDS = (
-    "examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured", "samples",
+    "examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured", "features",
+    "samples",
 )  # fmt: skip
 
 
