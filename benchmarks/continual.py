@@ -76,9 +76,9 @@ DRIFTING: dict[str, Grid] = {
     "der++": [g for a, b in ((1.0, 1.0), (0.5, 0.5)) for g in rates(FAST, alpha=a, beta=b)],
     "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
     "kronecker posterior": [*curved((0.1,), merge=True), {**FINER, "merge": True}],
-    "isopath": [*curved((0.1,)), FINER],
+    "isopath": [*curved((0.1,)), FINER, {**FINER, "rate": 0.2}],
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
-    "isopath, both": [*kept((0.1,), (1.0,), rank=128), {**FINER, "examples": True, "replay": 1.0}],
+    "isopath, both": [{**FINER, "rate": r, "examples": True, "replay": 0.3} for r in (0.1, 0.2)],
 }  # fmt: skip
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
