@@ -29,7 +29,10 @@ CONTINUAL = (
     "fine-tuning", "ewc", "si", "lwf", "gpm", "kronecker posterior", "isopath", "a-gem", "er", "penalty", "der++",
     "isopath, examples", "isopath, both", "joint",
 )  # fmt: skip
-TASKS = {"permuted-10": "ten permutations, no data kept", "split-class": "two digits at a time, one head, 200 kept"}
+TASKS = {
+    "permuted-10": "ten permutations", "permuted-20": "twenty, one epoch each", "split-class": "two digits at a time",
+    "split-domain": "even or odd", "split-task": "a head per pair",
+}  # fmt: skip
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -86,13 +89,13 @@ def main() -> None:
         low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in ("unaligned", "aligned")]
         ends = values(f"curves/{protocol}", f"aligned-{steps}", "ends")
         print(f"| {what} | {spread(ends)} | {spread(low[0])} | {spread(low[1])} |")
-    print(f"\n| MNIST, average over all tasks at the end, % (forgetting) | {' | '.join(TASKS.values())} |")
+    print(f"\n| MNIST, average over all tasks at the end, three seeds, % (forgetting) | {' | '.join(TASKS.values())} |")
     print("|---" * (len(TASKS) + 1) + "|")
     for method in CONTINUAL:
         cells = []
         for protocol in TASKS:
             average, lost = (values(f"continual/{protocol}", method, key) for key in ("average", "forgetting"))
-            cells.append(spread(average) + (f" ({statistics.mean(lost):.1f})" if lost else ""))
+            cells.append(spread(average).removesuffix(" (3)") + (f" ({statistics.mean(lost):.1f})" if lost else ""))
         if any(cell != "–" for cell in cells):
             name = f"**{method}**" if method.startswith("isopath") else method
             print(f"| {name} | {' | '.join(cells)} |")
