@@ -30,8 +30,8 @@ class Invariant(Optimizer):
 
     What is kept also pulls back. Before the base optimiser steps, λ∇D joins the gradient of the loss, with D the drift
     since each task was left: ½(θ - θ_t)ᵀG_t(θ - θ_t) where its curvature is kept, the drift of a batch of its kept
-    rows, or the sum of both. For plain gradient descent that is the damped natural gradient of the loss and the drift together (natural
-    continual learning, Kao et al. 2021, arXiv 2106.08085, with the memory's own metric).
+    rows, or the sum of both. For plain gradient descent that is the damped natural gradient of the loss and the drift
+    together (natural continual learning, Kao et al. 2021, arXiv 2106.08085, with the memory's own metric).
 
     **Its promise is weaker than a trace's.** The drift is measured every `check_every` steps (and whenever you call
     `check`); if it is above the tolerance the weights and the base optimiser's state go back to where they were at the
