@@ -30,8 +30,8 @@ CONTINUAL = (
     "isopath, examples", "isopath, both", "joint",
 )  # fmt: skip
 TASKS = {
-    "permuted-10": "ten permutations", "permuted-20": "twenty, one epoch each", "split-class": "two digits at a time",
-    "split-domain": "even or odd", "split-task": "a head per pair",
+    "permuted-10": "ten permutations", "split-class": "two digits at a time", "split-domain": "even or odd",
+    "split-task": "a head per pair",
 }  # fmt: skip
 
 
