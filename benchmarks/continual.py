@@ -253,7 +253,8 @@ def main() -> None:
                 work = partial(learned, args.data, p, method, settings, seed, p.tasks, False)
                 fixed = {**settings, "protocol": p.described}
                 rows.append(run(f"continual/{name}", method, seed, fixed, args, work, _ran(p, method)))
-        texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
+        if any(rows):
+            texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))
     text = "\n\n".join(texts)
     if not args.only and not args.methods:
         (RESULTS / "continual.md").write_text(text + "\n")
