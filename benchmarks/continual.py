@@ -96,7 +96,8 @@ VENTURED: dict[str, Grid] = {
     "si": [g for s in (1.0, 10.0, 100.0) for g in rates((1e-3,), strength=s, floor=0.1)],
     "lwf": [g for s in (1.0, 2.0) for g in rates((1e-3,), strength=s, temperature=2.0)],
     "kronecker posterior": [{**STEADY, "strength": s, "merge": True} for s in (3.0, 30.0)],
-    "isopath": [{**STEADY, "features": f} for f in (1.0, 3.0)] + [{**SQUARED, "features": f} for f in (1.0, 3.0)],
+    "isopath": [{**kind, "features": f} for kind in (STEADY, SQUARED) for f in (1.0, 3.0)]
+    + [{**STEADY, "features": f} for f in (0.0, 0.1)],
     "isopath, both": [{**SQUARED, "features": 1.0, "examples": True, "replay": r} for r in (1.0, 4.0)],
 }  # fmt: skip
 FEW = {"kept": 32}  # kept rows in a step, as many as new ones
