@@ -21,7 +21,7 @@ from isopath.network import Network, Output, pick
 from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
-FEATURES = 1.0
+FEATURES = 1.0  # split MNIST with two outputs: mean accuracy 62 % at 0, 78 at 0.1, 88 at 1, 90 at 3
 
 
 @dataclass(frozen=True, eq=False)
