@@ -92,9 +92,12 @@ STEADY = {"rate": 0.02, "optimizer": "momentum", "strength": 3.0, "damping": 0.3
 SQUARED = {**STEADY, "divergence": "squared_error"}
 VENTURED: dict[str, Grid] = {
     "fine-tuning": rates((1e-3,)), "joint": rates((1e-3,)),
-    "ewc": [g for s in (10.0, 100.0, 1000.0, 10000.0) for g in rates((1e-3,), strength=s)],
-    "si": [g for s in (1.0, 10.0, 100.0) for g in rates((1e-3,), strength=s, floor=0.1)],
-    "lwf": [g for s in (1.0, 2.0) for g in rates((1e-3,), strength=s, temperature=2.0)],
+    "ewc": [g for s in (10.0, 100.0, 1000.0, 10000.0) for g in rates((1e-3,), strength=s)]
+    + [{"rate": 0.02, "optimizer": "momentum", "strength": s} for s in (10.0, 100.0)],
+    "si": [g for s in (1.0, 10.0, 100.0) for g in rates((1e-3,), strength=s, floor=0.1)]
+    + [{"rate": 0.02, "optimizer": "momentum", "strength": s, "floor": 0.1} for s in (0.1, 1.0)],
+    "lwf": [g for s in (1.0, 2.0) for g in rates((1e-3,), strength=s, temperature=2.0)]
+    + [{"rate": 0.02, "optimizer": "momentum", "strength": s, "temperature": 2.0} for s in (1.0, 2.0)],
     "kronecker posterior": [{**STEADY, "strength": s, "merge": True} for s in (3.0, 30.0)],
     "isopath": [{**kind, "features": f} for kind in (STEADY, SQUARED) for f in (1.0, 3.0)]
     + [{**STEADY, "features": f} for f in (0.0, 0.1)],

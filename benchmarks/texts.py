@@ -1,6 +1,6 @@
 """Four text tasks one after the other on MiniLM-L6 (22 M parameters, pretrained), every parameter trained.
 
-AG News, SST-2, 20 Newsgroups (without headers, quotes and footers) and IMDB, 1,500 texts each of at most 96 tokens, a
+AG News, SST-2, 20 Newsgroups (without headers, quotes and footers) and IMDB, 1,500 texts each of at most 64 tokens, a
 head per task on the mean over tokens; AdamW with a rate that falls to zero, batches of 32, no dropout. Each method
 chooses among its settings by the mean accuracy on 500 held-out texts of the first two tasks; R, average and forgetting
 are those of `benchmarks/continual.py`, on 1,000 test texts a task. "separate" trains a network of its own for every
@@ -229,7 +229,7 @@ def _ran(method: str) -> tuple[str, ...]:
 
 def main() -> None:
     """Runs what is missing and prints the table."""
-    args, rows = arguments(__doc__ or "", epochs=3), []
+    args, rows = arguments(__doc__ or "", epochs=2), []
     for method in METHODS:
         if args.only and method not in args.only:
             continue

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-TRAINED, HELD, TESTED, TOKENS = 1500, 500, 1000, 96
+TRAINED, HELD, TESTED, TOKENS = 1500, 500, 1000, 64
 TASKS = {"news": 4, "sentences": 2, "newsgroups": 20, "reviews": 2}  # classes
 FILES = {
     "news": ("ag_news/train_5k.parquet", "ag_news/test.parquet"),
@@ -24,7 +24,7 @@ FILES = {
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Token numbers and mask `(N, 96)`, labels `(N,)`."""
+    """Token numbers and mask `(N, 64)`, labels `(N,)`."""
 
     inputs: dict[str, Tensor]
     labels: Tensor
