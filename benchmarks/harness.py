@@ -21,7 +21,7 @@ RESULTS = Path(__file__).parent / "results"
 GROUND = ("space", "network", "examples", "objectives/objective", "objectives/task")
 RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "blocks", "combined", "divergence", "exact", "factors",
        "gram", "identity", "kinds", "kronecker", "metric", "reference", "restricted", "solvers", "sweep")),
-       "objectives/sparsity", "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
+       "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
 # without what rescales units and what tries symmetries: no matching depends on them
 JOINED = (*GROUND, "evaluate", "path",
           *(f"symmetry/{name}" for name in ("arithmetic", "axes", "cells", "finder", "group",
