@@ -13,7 +13,7 @@ from isopath.geometry.estimated import kept_by
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Kept, Reference, References
 from isopath.network import Network
-from isopath.objectives import Objective, as_objective
+from isopath.objectives import Objective, Sparsity, as_objective
 from isopath.objectives.objective import Scalar
 from isopath.run.progress import shown
 from isopath.space import Trainable
@@ -22,6 +22,8 @@ from isopath.trace.controller import Backtracking
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import Direction, NaturalGradient
 from isopath.trace.record import Record, about
+from isopath.trace.recovery import Recovery
+from isopath.trace.sparsifier import Sparsifier
 from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 from isopath.trace.trajectory import Keeper, Trajectory
@@ -37,7 +39,7 @@ def trace(
     *,
     trainable: Trainable = None,
     direction: Direction | None = None,
-    corrector: GaussNewton | None = GaussNewton(),  # noqa: B008 (frozen)
+    corrector: GaussNewton | Recovery | None = GaussNewton(),  # noqa: B008 (frozen)
     controller: Backtracking | None = None,
     max_evaluations: float | None = None,
     keep_waypoints: int | str = 32,
@@ -64,7 +66,8 @@ def trace(
         seed: of the reference's split and the objective's batches. The same seed gives the same bits.
         trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
         direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`.
-        corrector: `None` for no correction.
+        corrector: `GaussNewton()`, or, where the objective is a `Sparsity` alone, `Recovery()`; `None` for no
+            correction.
         controller: step lengths; `Backtracking()` by default.
         max_evaluations: gradient evaluations at most.
         keep_waypoints: how many points of the path to keep, or `"all"`.
@@ -97,7 +100,7 @@ def steps(
     *,
     trainable: Trainable = None,
     direction: Direction | None = None,
-    corrector: GaussNewton | None = GaussNewton(),  # noqa: B008 (frozen)
+    corrector: GaussNewton | Recovery | None = GaussNewton(),  # noqa: B008 (frozen)
     controller: Backtracking | None = None,
     max_evaluations: float | None = None,
 ) -> Iterator[State]:
@@ -120,11 +123,17 @@ def _tracer(
     tolerance: float,
     budget: tuple[int, float | None],
     direction: Direction | None,
-    corrector: GaussNewton | None,
+    corrector: GaussNewton | Recovery | None,
     controller: Backtracking | None,
 ) -> Tracer:
     max_steps, max_evaluations = budget
-    return Tracer.of(
+    sparse = isinstance(objective, Sparsity)
+    if isinstance(corrector, Recovery) and not sparse:
+        raise TypeError("Recovery corrects a trace whose only objective is a Sparsity; leave corrector= as it is")
+    own: dict[str, Any] = {"corrector": corrector}
+    if sparse:
+        own = {"recovery": Recovery() if isinstance(corrector, GaussNewton) else corrector}
+    return (Sparsifier if sparse else Tracer).of(
         network,
         kept_by(keep, network, seed) if isinstance(keep, Memory) else keep,
         as_objective(objective),
@@ -133,8 +142,8 @@ def _tracer(
         max_steps=max_steps,
         max_evaluations=max_evaluations,
         direction=direction or NaturalGradient(),
-        corrector=corrector,
         controller=controller or Backtracking(),
+        **own,
     )
 
 

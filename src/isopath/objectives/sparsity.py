@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,39 +12,115 @@ from isopath.network import Network
 from isopath.objectives.objective import Objective
 from isopath.space import Space
 
+Scope = Literal["global", "layer"]
+Score = Literal["magnitude", "metric"]
+
 
 @dataclass(frozen=True)
 class Sparsity(Objective):
-    """½‖θ - Πθ‖², with Π the projection on points whose smallest weights, a fraction of them all, are zero.
+    """A fraction of the weights exactly zero.
 
-    The fraction counts parameters of two or more dimensions, together (global magnitude); biases and normalisation are
-    left alone. The set is re-chosen as the path moves, until the path lands on it: then its zeros stay.
+    Alone it is a path along the fraction: weights go a few at a time, and those that stay make up for them (see
+    `trace.sparsifier`). Beside other objectives it is the term ½‖θ - Πθ‖², with Π the projection on points whose
+    smallest weights, a fraction of them all, are zero; the set is re-chosen as the path moves, until the path lands on
+    it: then its zeros stay.
+
+    The fraction counts parameters of two or more dimensions; biases and normalisation are left alone.
 
     Args:
-        fraction: share of the weights to be zero, in [0, 1).
+        fraction: share of the weights to be zero, in [0, 1), or `"max"`: as many as the tolerance allows.
+        pattern: `"unstructured"`, or `"n:m"` such as `"2:4"`: at most n of every m neighbouring weights of an output
+            stay.
+        scope: whether weights compete over the whole network, `"global"`, or each `"layer"` gives its fraction.
+        score: what goes first: the smallest `"magnitude"`, or what by the `"metric"` moves the outputs least when the
+            others make up for it (see `geometry.saliency`). In a sum only `"magnitude"`.
 
     Raises:
-        ValueError: the fraction is out of range.
+        ValueError: the fraction is out of range, is not what the pattern gives, or a word is unknown.
     """
 
-    fraction: float
+    fraction: float | Literal["max"]
+    pattern: str = "unstructured"
+    scope: Scope = "global"
+    score: Score = "magnitude"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fraction < 1:
-            raise ValueError(f"fraction must lie in [0, 1), got {self.fraction}; 0.6 makes 60 % of the weights zero")
+        if self.fraction != "max" and not (isinstance(self.fraction, (int, float)) and 0 <= self.fraction < 1):
+            raise ValueError(
+                f"fraction must lie in [0, 1), got {self.fraction}; 0.6 makes 60 % of the weights zero, 'max' as many "
+                "as the tolerance allows"
+            )
+        for name, got, known in (("scope", self.scope, ("global", "layer")),
+                                 ("score", self.score, ("magnitude", "metric"))):  # fmt: skip
+            if got not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")
+        stay, of = self._pattern()
+        if of and self.fraction != 1 - stay / of:
+            raise ValueError(f"{self.pattern} makes {1 - stay / of:g} of the weights zero, got {self.fraction}")
+
+    def _pattern(self) -> tuple[int, int]:
+        """n and m; zeros where there is no such pattern."""
+        if self.pattern == "unstructured":
+            return 0, 0
+        first, _, second = self.pattern.partition(":")
+        if not (first.isdigit() and second.isdigit() and 0 < int(first) < int(second)):
+            raise ValueError(f"pattern must be 'unstructured' or 'n:m' with 0 < n < m, got {self.pattern!r}")
+        return int(first), int(second)
 
     def __call__(self, net: Network, theta: Tensor) -> Tensor:
         small = ~self.support(net, theta.detach())
         return 0.5 * (theta * small).square().sum()
 
-    def support(self, net: Network, theta: Tensor) -> Tensor:
-        """Which coordinates are kept, `(P,)`: ties at the threshold are broken by position."""
-        weights = prunable(net.space)
-        count = round(self.fraction * int(weights.sum()))
-        magnitude = torch.where(weights, theta.abs(), torch.inf)
-        kept = torch.ones_like(weights)
-        kept[magnitude.argsort(stable=True)[:count]] = False
+    def support(
+        self, net: Network, theta: Tensor, fraction: float | None = None, saliency: Tensor | None = None
+    ) -> Tensor:
+        """Which coordinates are kept, `(P,)`: ties at the threshold are broken by position.
+
+        Args:
+            net: the network.
+            theta: the point, `(P,)`.
+            fraction: on the way to the whole one; all of it by default.
+            saliency: what a weight's loss would cost, `(P,)`; the magnitude by default.
+
+        Raises:
+            ValueError: rows of a layer do not divide into groups of m, or there is no saliency where the score needs
+                one, or no fraction where the tolerance sets it.
+        """
+        fraction = self.fraction if fraction is None else fraction  # type: ignore[assignment]
+        if fraction == "max" or (saliency is None and self.score == "metric"):
+            raise ValueError(
+                f"fraction={self.fraction!r} and score={self.score!r} need a trace whose only objective is the "
+                "sparsity; in a sum give a number and score='magnitude'"
+            )
+        saliency = theta.abs() if saliency is None else saliency
+        kept = torch.ones(len(theta), dtype=torch.bool, device=theta.device)
+        competing = self._candidates(net.space, saliency)
+        if self.scope == "global":
+            competing = [torch.cat(competing)] if competing else []
+        sizes = [int(prunable(net.space).sum())] if self.scope == "global" else _sizes(net.space)
+        for places, size in zip(competing, sizes):
+            count = round(fraction * size)
+            kept[places[saliency[places].argsort(stable=True)[:count]]] = False
         return kept
+
+    def _candidates(self, space: Space, saliency: Tensor) -> list[Tensor]:
+        """The places of each layer's weights that may go."""
+        stay, of = self._pattern()
+        found, start = [], 0
+        for name, shape, size in zip(space.names, space.shapes, space.sizes):
+            if len(shape) >= 2:
+                places = torch.arange(start, start + size, device=saliency.device)
+                if of and size // shape[0] % of:
+                    raise ValueError(
+                        f"{name!r} has {size // shape[0]} weights for each output, which {self.pattern} does not "
+                        "divide; leave it out with trainable="
+                    )
+                if of:
+                    order = saliency[places].view(-1, of).argsort(dim=1, stable=True)[:, : of - stay]
+                    places = places.view(-1, of).gather(1, order).flatten().sort().values
+                found.append(places)
+            start += size
+        return found
 
     def project(self, net: Network, theta: Tensor) -> Tensor:
         """θ with its smallest weights set to zero."""
@@ -51,6 +128,8 @@ class Sparsity(Objective):
 
     def reached(self, net: Network, theta: Tensor) -> bool:
         """Whether enough weights are exactly zero."""
+        if self.fraction == "max":
+            return False
         return sparsity(net.space, theta) >= self.fraction - 1 / max(1, int(prunable(net.space).sum()))
 
 
@@ -63,3 +142,7 @@ def sparsity(space: Space, theta: Tensor) -> float:
     """The fraction of prunable weights that are exactly zero."""
     weights = prunable(space)
     return float((theta[weights] == 0).double().mean()) if bool(weights.any()) else 0.0
+
+
+def _sizes(space: Space) -> list[int]:
+    return [size for shape, size in zip(space.shapes, space.sizes) if len(shape) >= 2]

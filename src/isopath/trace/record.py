@@ -85,7 +85,7 @@ class Record:
         """Replaces the checkpoint, then drops the waypoint files that no checkpoint names any more."""
         tensors = {
             name: tensor
-            for name in ("theta", "momentum", "support")
+            for name in ("theta", "momentum", "second", "support")
             if (tensor := getattr(state, name)) is not None
         }
         scalars = {name: getattr(state, name) for name in SCALARS}

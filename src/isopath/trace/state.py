@@ -66,6 +66,7 @@ class State:
 
     theta: Tensor
     momentum: Tensor | None = None
+    second: Tensor | None = None  # running mean of the gradient's square, where a sparse path recovers
     support: Tensor | None = None
     accepted: bool = True
     why: Verdict = "accepted"

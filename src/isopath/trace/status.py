@@ -9,6 +9,8 @@ Status = Literal["running", "converged", "stationary", "budget_spent", "step_too
 REASONS: dict[str, str] = {
     "running": "the trace has not ended.",
     "converged": "the objective has reached its target.",
+    "sparse": "{achieved}, as asked.",
+    "sparsest": "{achieved}; more, however few at a time, broke the tolerance of {tolerance:g}.",
     "settled": "the objective has come down to {share:.1%} of where it started and no longer falls.",
     "stationary": "no direction that the tolerance allows lowers the objective any further; raise the tolerance, or "
     "give more reference rows.",

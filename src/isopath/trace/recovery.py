@@ -1,0 +1,151 @@
+"""Back on what is left: outputs restored by small steps on few rows at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isopath.geometry.batch import Batch
+from isopath.geometry.divergence import divergence_of
+from isopath.geometry.reference import Kept, KeptAll, Part, Reference
+from isopath.network import Network
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Steps on the drift of small batches, along the weights that stay: distillation of the network into its own rest.
+
+    The steps are Adam's (Kingma & Ba 2015, arXiv 1412.6980), whose moments go on from round to round. Batches come from
+    every row of the reference but those that judge; of a task whose rows are not kept the gradient is its curvature's.
+
+    Args:
+        steps: in each round.
+        batch_size: rows of each reference in a step.
+        rate: of the first round; it falls to zero along half a cosine over the rounds, and is halved wherever a
+            round's steps did more harm than good.
+        warmup: steps over which the rate rises.
+        betas: of the running means of the gradient and of its square.
+    """
+
+    steps: int = 50
+    batch_size: int = 128
+    rate: float = 5e-3
+    warmup: int = 50
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size) < 1 or not self.rate > 0 or self.warmup < 0:
+            raise ValueError(
+                f"steps and batch_size must be >= 1, rate > 0 and warmup >= 0, got {self.steps}, {self.batch_size}, "
+                f"{self.rate} and {self.warmup}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """What the steps read: the rows of every reference that do not judge, and the curvature of the rest.
+
+    Args:
+        network: that moves.
+        kept: what is kept.
+        seed: that it was split with, and of the batches.
+    """
+
+    network: Network
+    kept: KeptAll
+    seed: int
+
+    def __post_init__(self) -> None:
+        parts = [_Drawn.of(part, self.network, self.seed + i) if isinstance(part, Kept) else part
+                 for i, part in enumerate(self.kept.parts)]  # fmt: skip
+        object.__setattr__(self, "_parts", parts)
+
+    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
+        """∇D on the batch of a step, `(P,)`: the same step gives the same rows, and each row comes once a pass."""
+        total = torch.zeros_like(theta)
+        for k, part in enumerate(self._parts):  # type: ignore[attr-defined]
+            if not isinstance(part, _Drawn):
+                total += part.gradient(theta)
+                continue
+            batch = part.batch(step, size, self.seed + k)
+            total += Part(self.network, [batch], size).gradient(theta)
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """A reference's rows but those that judge, with their outputs and weights, computed once."""
+
+    reference: Reference
+    rows: Tensor
+    outputs: Tensor
+    weights: Tensor
+    network: Network
+
+    @classmethod
+    def of(cls, part: Kept, network: Network, seed: int) -> _Drawn:
+        reference, count = part.reference, len(part.reference)
+        found = [(b.kept, b.weight) for b in reference._raw(network, part.start, torch.arange(count))]
+        outputs, weights = (torch.cat(column) for column in zip(*found))
+        # drawn as `Kept.of` draws them
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        if part.split:
+            own = min(count, reference.sample) - part.check_part.rows
+            order = torch.cat([order[:own], order[own + part.check_part.rows :]])
+        return cls(reference, order, outputs, weights, network)
+
+    def batch(self, step: int, size: int, seed: int) -> Batch:
+        """The rows of a step."""
+        per = max(1, len(self.rows) // size)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per)
+        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        rows = order[step % per * size :][:size]
+        weight = self.weights[rows]
+        weight = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
+        inputs = self.reference._placed(rows, self.network.space.device)
+        divergence = divergence_of(self.reference.divergence)
+        return Batch(inputs, self.outputs[rows], weight, divergence, self.reference.output)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Running means of the gradient and of its square, `(P,)` each, and how many steps they have seen."""
+
+    first: Tensor
+    second: Tensor
+    count: int = 0
+
+    @classmethod
+    def none(cls, theta: Tensor) -> Moments:
+        """Before the first step."""
+        return cls(torch.zeros_like(theta), torch.zeros_like(theta))
+
+
+def recovered(
+    recovery: Recovery, rows: Rows, theta: Tensor, support: Tensor, moments: Moments, rate: float
+) -> tuple[Tensor, Moments]:
+    """One round of steps on the support, from a point that lies on it.
+
+    Args:
+        recovery: how many steps, on how many rows.
+        rows: that they read.
+        theta: the point, `(P,)`; it is not modified.
+        support: the coordinates that may move, `(P,)` booleans.
+        moments: of the round before.
+        rate: of this round.
+    """
+    theta, (a, b) = theta.clone(), recovery.betas
+    first, second, count = moments.first * support, moments.second * support, moments.count
+    for _ in range(recovery.steps):
+        gradient = rows.gradient(theta, count, recovery.batch_size).mul_(support)
+        count += 1
+        first.lerp_(gradient, 1 - a)
+        second.lerp_(gradient.square_(), 1 - b)
+        # Adam's constant under the root, in units of the gradient's: a drift may be as small as 1e-6
+        root = (second / (1 - b**count)).sqrt_()
+        root.add_(1e-3 * root.sum() / support.sum().clamp_min(1)).clamp_min_(torch.finfo(theta.dtype).tiny)
+        step = rate * min(1.0, count / max(1, recovery.warmup))
+        theta.addcdiv_(first, root, value=-step / (1 - a**count))
+    return theta, Moments(first, second, count)

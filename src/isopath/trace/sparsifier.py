@@ -1,0 +1,197 @@
+"""A path along the fraction of the weights that are zero."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from isopath.geometry.reference import Drift
+from isopath.geometry.restricted import Restricted
+from isopath.geometry.saliency import saliency
+from isopath.objectives.sparsity import Sparsity, prunable, sparsity
+from isopath.trace.direction import Frame
+from isopath.trace.recovery import Moments, Recovery, Rows, recovered
+from isopath.trace.state import State
+from isopath.trace.tracer import Tracer
+
+RAISED = 0.45  # share of the rounds over which the fraction rises; the others recover at the last one
+POWER = 3  # the fraction rises as 1 - (1 - t)³ (Zhu & Gupta 2017, arXiv 1710.01878): slower the fewer are left
+THINNED = 0.9  # of the weights that stay, after a round that looks for the largest fraction
+FINEST = 1 / 32  # of such a round's thinning, below which the largest fraction is found
+HARM = 2.0  # a round's steps that leave more than so many times the drift that pruning made are taken back
+HARMLESS = 0.2  # share of the tolerance below which nobody asks
+REFRESH = 4  # rounds between two builds of the metric
+SCORED = ("kronecker", "ekfac", "diagonal", "identity")  # metrics whose inverse has a diagonal at hand
+
+
+@dataclass(frozen=True)
+class Sparsifier(Tracer):
+    """A trace whose variable is the sparsity: predictor, corrector and judge, round by round.
+
+    Predictor: the weights whose loss costs least go, and those that stay move to where the quadratic drift
+    ½vᵀ(G + μI)v is least, (G_RR + μI) v_R = G_RS θ_S for weights S that go and R that stay (optimal brain surgeon with
+    many weights at once). Corrector: minibatch steps on the drift along the weights that stay (`Recovery`). Judge: the
+    drift, at most the tolerance in every accepted round; a round that breaks it is tried again with half the rise and
+    half the rate. Every waypoint is exactly sparse, so one run gives the whole curve of drift over sparsity.
+
+    Args:
+        recovery: the corrector; `None` for none: then the path is one of optimal brain surgeon alone.
+    """
+
+    recovery: Recovery | None = field(default_factory=Recovery)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Sparsity):
+            raise TypeError(f"a sparsifier's objective is a Sparsity, got {type(self.objective).__name__}")
+        rows = Rows(self.network, self.kept, self.seed) if self.recovery and self.kept.parts else None
+        object.__setattr__(self, "_rows", rows)
+        weights = prunable(self.network.space)
+        self.objective.support(self.network, self.network.start, 0.0, self.network.start.abs())  # the pattern fits
+        if self.objective.score == "metric" and self.direction.metric not in SCORED:
+            raise TypeError(
+                f"score='metric' needs a direction whose metric is one of {', '.join(map(repr, SCORED))}, got "
+                f"{self.direction.metric!r}"
+            )
+        if not bool(weights.any()):
+            raise ValueError("no trainable parameter has two or more dimensions: there is nothing to make sparse")
+
+    @property
+    def _count(self) -> int:
+        return int(prunable(self.network.space).sum())
+
+    @property
+    def _target(self) -> float:
+        return 1.0 if self.objective.fraction == "max" else float(self.objective.fraction)  # type: ignore[attr-defined]
+
+    def step(self, state: State) -> State:
+        """One round. Pure: the same state gives the same next one."""
+        self.network.evaluations = state.evaluations
+        state = self._round(self._measured(state))
+        if state.status == "running":
+            state = self._over(state)
+        return replace(state, evaluations=self.network.evaluations)
+
+    def _measured(self, state: State) -> State:
+        """With the metric, where this round needs one: at every few rounds' start, and not once the target is met."""
+        met = self.objective.reached(self.network, state.theta)
+        if state.frame is not None or met or not self.kept.parts:
+            return state
+        kept = self.kept.batches, self.kept.curvatures
+        frame = self.direction.frame(self.network, state.theta, *kept)
+        return replace(state, frame=frame, damping=frame.damping)
+
+    # --- the fraction -----------------------------------------------------------------------------------------------
+
+    def _fraction(self, state: State) -> float:
+        return sparsity(self.network.space, state.theta)
+
+    def _raised(self, state: State) -> float:
+        """The fraction that a round tries: by the schedule, or by a share of what is left; less after a refusal."""
+        now, pace = self._fraction(state), state.correction
+        if self._target == 1.0:
+            return now + max((1 - THINNED) * pace * (1 - now), 1 / self._count)  # a weight at least
+        raising = RAISED if self.recovery else 1.0
+        share = min(1.0, (self._progress(state.step) + 1 / self.max_steps) / raising)
+        due = self._target * (1 - (1 - share) ** POWER)
+        return min(self._target, now + pace * max(0.0, due - now))
+
+    def _rate(self, state: State) -> float:
+        assert self.recovery is not None
+        pace = state.rate or 1.0
+        cosine = 1.0 if self._target == 1.0 else 0.5 * (1 + math.cos(math.pi * self._progress(state.step)))
+        return self.recovery.rate * pace * cosine
+
+    # --- a round ----------------------------------------------------------------------------------------------------
+
+    def _round(self, state: State) -> State:
+        goal = self._raised(state)
+        theta, support = self._pruned(state, goal)
+        state = replace(state, attempt=state.attempt + 1, objective_before=1 - self._fraction(state), why="accepted",
+                        objective=1 - sparsity(self.network.space, theta), rate=state.rate or 1.0)  # fmt: skip
+        drift = moments = None
+        if self._rows is not None and self.recovery is not None:  # type: ignore[attr-defined]
+            before = self._moments(state)
+            start = theta
+            theta, moments = recovered(self.recovery, self._rows, theta, support, before, self._rate(state))  # type: ignore[attr-defined]
+            drift = self.kept.drift(theta)
+            if not drift.judged <= HARMLESS * self.tolerance:
+                alone = self.kept.drift(start)
+                if alone.judged <= self.tolerance and not drift.judged <= HARM * alone.judged:
+                    theta, drift, moments = start, alone, None
+                    state = replace(state, rate=state.rate / 2)
+        drift = self.kept.drift(theta) if drift is None else drift
+        step = float((theta - state.theta).norm())
+        state = replace(state, tried=drift, step_length=step)
+        if not drift.judged <= self.tolerance:
+            return self._refused(state)
+        return self._taken(state, theta, support, drift, moments)
+
+    def _moments(self, state: State) -> Moments:
+        if state.momentum is None or state.second is None:
+            return Moments.none(state.theta)
+        assert self.recovery is not None
+        return Moments(state.momentum, state.second, state.stride)
+
+    def _pruned(self, state: State, goal: float) -> tuple[Tensor, Tensor]:
+        """The point with the goal's fraction gone and made up for, and its support."""
+        objective, before = self.objective, state.support
+        assert isinstance(objective, Sparsity)
+        if before is not None and goal <= self._fraction(state):
+            return state.theta, before
+        score = state.theta.abs()
+        if objective.score == "metric" and state.frame is not None:
+            score = saliency(state.frame.metric, state.theta, state.frame.damping)
+        if before is not None:
+            score = torch.where(before, score, -1.0)  # what is gone stays gone
+        support = objective.support(self.network, state.theta, goal, score)
+        gone = state.theta * ~support
+        theta = state.theta * support
+        if objective.score == "metric" and state.frame is not None:
+            theta = theta + self._made_up(state.frame, gone, support)
+        return theta, support
+
+    def _made_up(self, frame: Frame, gone: Tensor, support: Tensor) -> Tensor:
+        """v_R with (G_RR + μI) v_R = G_RS θ_S."""
+        return Restricted(frame.metric, support).solve(frame.metric.mv(gone), frame.damping)
+
+    def _refused(self, state: State) -> State:
+        """Tried again with half the rise and half the rate."""
+        return replace(
+            state, accepted=False, why="drift", rejected=state.rejected + 1, refused=True,
+            correction=state.correction / 2, rate=state.rate / 2,
+        )  # fmt: skip
+
+    def _taken(self, state: State, theta: Tensor, support: Tensor, drift: Drift, moments: Moments | None) -> State:
+        age = state.age + 1
+        pace = state.correction if self._target == 1.0 else min(1.0, 1.5 * state.correction)
+        return replace(
+            state, theta=theta, support=support, accepted=True, step=state.step + 1, parts=drift, rejected=0,
+            correction=pace, age=age % REFRESH, frame=None if age >= REFRESH else state.frame,
+            momentum=moments and moments.first, second=moments and moments.second,
+            stride=moments.count if moments else state.stride, length=state.length + state.step_length,
+        )  # fmt: skip
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _over(self, state: State) -> State:
+        zeros = f"{self._fraction(state):.1%} of the weights are zero"
+        if self._target == 1.0:
+            one = state.correction * (1 - THINNED) * (1 - self._fraction(state)) * self._count < 0.5
+            if state.correction < FINEST or (one and not state.accepted) or self._fraction(state) == 1:
+                return self._ended(state, "converged", "sparsest", achieved=zeros, tolerance=self.tolerance)
+            if state.step >= self.max_steps:
+                return self._ended(state, "budget_spent", "steps", steps=state.step)
+            return self._checked_budget(state)
+        if state.rejected > self.controller.patience:
+            return self._ended(state, "target_not_reached", "target", achieved=zeros)
+        spent = self.max_evaluations is not None and self.network.evaluations >= self.max_evaluations
+        if state.step < self.max_steps and not spent:
+            return state
+        if self.objective.reached(self.network, state.theta):
+            return self._ended(state, "converged", "sparse", achieved=zeros)
+        return self._ended(state, "target_not_reached", "target", achieved=zeros)
+
+
