@@ -14,7 +14,6 @@ from isopath.trace.sparsifier import Sparsifier
 from networks import build, mlp, x
 
 
-
 def seeded():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 12), nn.Tanh(), nn.Linear(12, 3)).double()

@@ -86,8 +86,8 @@ class Sparsity(Objective):
             ValueError: rows of a layer do not divide into groups of m, or there is no saliency where the score needs
                 one, or no fraction where the tolerance sets it.
         """
-        fraction = self.fraction if fraction is None else fraction  # type: ignore[assignment]
-        if fraction == "max" or (saliency is None and self.score == "metric"):
+        share = self.fraction if fraction is None else fraction
+        if not isinstance(share, (int, float)) or (saliency is None and self.score == "metric"):
             raise ValueError(
                 f"fraction={self.fraction!r} and score={self.score!r} need a trace whose only objective is the "
                 "sparsity; in a sum give a number and score='magnitude'"
@@ -99,7 +99,7 @@ class Sparsity(Objective):
             competing = [torch.cat(competing)] if competing else []
         sizes = [int(prunable(net.space).sum())] if self.scope == "global" else _sizes(net.space)
         for places, size in zip(competing, sizes):
-            count = round(fraction * size)
+            count = round(share * size)
             kept[places[saliency[places].argsort(stable=True)[:count]]] = False
         return kept
 

@@ -8,4 +8,7 @@ from isopath.trace.sparsifier import Sparsifier
 from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 
-__all__ = ["Backtracking", "GaussNewton", "NaturalGradient", "NullSpace", "Penalised", "Recovery", "Sparsifier", "State", "Tracer"]
+__all__ = [
+    "Backtracking", "GaussNewton", "NaturalGradient", "NullSpace", "Penalised", "Recovery", "Sparsifier", "State",
+    "Tracer",
+]  # fmt: skip

@@ -31,7 +31,7 @@ class Recovery:
 
     steps: int = 50
     batch_size: int = 128
-    rate: float = 5e-3
+    rate: float = 8e-3
     warmup: int = 50
     betas: tuple[float, float] = (0.9, 0.999)
 

@@ -31,14 +31,15 @@ SCORED = ("kronecker", "ekfac", "diagonal", "identity")  # metrics whose inverse
 class Sparsifier(Tracer):
     """A trace whose variable is the sparsity: predictor, corrector and judge, round by round.
 
-    Predictor: the weights whose loss costs least go, and those that stay move to where the quadratic drift
-    ½vᵀ(G + μI)v is least, (G_RR + μI) v_R = G_RS θ_S for weights S that go and R that stay (optimal brain surgeon with
-    many weights at once). Corrector: minibatch steps on the drift along the weights that stay (`Recovery`). Judge: the
-    drift, at most the tolerance in every accepted round; a round that breaks it is tried again with half the rise and
-    half the rate. Every waypoint is exactly sparse, so one run gives the whole curve of drift over sparsity.
+    Predictor: the weights whose loss costs least go. Corrector: those that stay make up for them, by minibatch steps on
+    the drift (`Recovery`). Judge: the drift, at most the tolerance in every accepted round; a round that breaks it is
+    tried again with half the rise and half the rate. Every waypoint is exactly sparse, so one run gives the whole curve
+    of drift over sparsity.
 
     Args:
-        recovery: the corrector; `None` for none: then the path is one of optimal brain surgeon alone.
+        recovery: the corrector; `None` for none: then what stays moves to where the quadratic drift ½vᵀ(G + μI)v is
+            least, (G_RR + μI) v_R = G_RS θ_S for weights S that go and R that stay (optimal brain surgeon with many
+            weights at once; score `"metric"`).
     """
 
     recovery: Recovery | None = field(default_factory=Recovery)
@@ -149,7 +150,8 @@ class Sparsifier(Tracer):
         support = objective.support(self.network, state.theta, goal, score)
         gone = state.theta * ~support
         theta = state.theta * support
-        if objective.score == "metric" and state.frame is not None:
+        # Before recovery it does harm: on LeNet-300-100 at 99 % the drift at the end is 0.015 with it, 0.012 without
+        if self.recovery is None and objective.score == "metric" and state.frame is not None:
             theta = theta + self._made_up(state.frame, gone, support)
         return theta, support
 
@@ -170,8 +172,8 @@ class Sparsifier(Tracer):
         return replace(
             state, theta=theta, support=support, accepted=True, step=state.step + 1, parts=drift, rejected=0,
             correction=pace, age=age % REFRESH, frame=None if age >= REFRESH else state.frame,
-            momentum=moments and moments.first, second=moments and moments.second,
-            stride=moments.count if moments else state.stride, length=state.length + state.step_length,
+            momentum=None if moments is None else moments.first, second=None if moments is None else moments.second,
+            stride=state.stride if moments is None else moments.count, length=state.length + state.step_length,
         )  # fmt: skip
 
     # --- the end ----------------------------------------------------------------------------------------------------
