@@ -102,7 +102,8 @@ VENTURED: dict[str, Grid] = {
     "isopath": [{**kind, "features": f} for kind in (STEADY, SQUARED) for f in (1.0, 3.0)]
     + [{**STEADY, "features": f} for f in (0.0, 0.1)],
     "isopath, both": [{**SQUARED, "features": 1.0, "examples": True, "replay": r} for r in (1.0, 4.0)]
-    + [{**STEADY, "features": f, "examples": True, "replay": 1.0} for f in (0.1, 3.0)],
+    + [{**STEADY, "features": f, "examples": True, "replay": 1.0} for f in (0.1, 3.0)]
+    + [{**SQUARED, "features": 3.0, "examples": True, "replay": r} for r in (4.0, 16.0)],
 }  # fmt: skip
 FEW = {"kept": 32}  # kept rows in a step, as many as new ones
 REPLAYED: dict[str, Grid] = {

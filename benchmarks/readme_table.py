@@ -33,6 +33,7 @@ TASKS = {
     "permuted-10": "ten permutations", "split-class": "two digits at a time", "split-domain": "even or odd",
     "split-task": "a head per pair",
 }  # fmt: skip
+SPARSE = {"all": "all 60,000 images as reference", "512": "512 images"}
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -99,6 +100,13 @@ def main() -> None:
         if any(cell != "–" for cell in cells):
             name = f"**{method}**" if method.startswith("isopath") else method
             print(f"| {name} | {' | '.join(cells)} |")
+    for reference, what in SPARSE.items():
+        print(f"\n| LeNet-300-100, points of MNIST accuracy lost, {what} | 95 % zero | 98 % | 99 % |")
+        print("|---|---|---|---|")
+        for method in ("one-shot", "gradual, distilled", "isopath, magnitude", "isopath, metric"):
+            cells = [spread(values(f"sparsity/{reference}/{share}", method, "lost")) for share in (95, 98, 99)]
+            if any(cell != "–" for cell in cells):
+                print(f"| {f'**{method}**' if method.startswith('isopath') else method} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
