@@ -36,6 +36,9 @@ class Sparsifier(Tracer):
     tried again with half the rise and half the rate. Every waypoint is exactly sparse, so one run gives the whole curve
     of drift over sparsity.
 
+    In its states `correction` is the share of a scheduled rise, `rate` that of the scheduled rate, `stride` the number
+    of recovery's steps so far, and `objective` the share of the weights that are left.
+
     Args:
         recovery: the corrector; `None` for none: then what stays moves to where the quadratic drift ½vᵀ(G + μI)v is
             least, (G_RR + μI) v_R = G_RS θ_S for weights S that go and R that stay (optimal brain surgeon with many
@@ -50,8 +53,8 @@ class Sparsifier(Tracer):
         rows = Rows(self.network, self.kept, self.seed) if self.recovery and self.kept.parts else None
         object.__setattr__(self, "_rows", rows)
         weights = prunable(self.network.space)
-        self.objective.support(self.network, self.network.start, 0.0, self.network.start.abs())  # the pattern fits
-        if self.objective.score == "metric" and self.direction.metric not in SCORED:
+        self._sparsity.support(self.network, self.network.start, 0.0, self.network.start.abs())  # the pattern fits
+        if self._sparsity.score == "metric" and self.direction.metric not in SCORED:
             raise TypeError(
                 f"score='metric' needs a direction whose metric is one of {', '.join(map(repr, SCORED))}, got "
                 f"{self.direction.metric!r}"
@@ -64,8 +67,14 @@ class Sparsifier(Tracer):
         return int(prunable(self.network.space).sum())
 
     @property
-    def _target(self) -> float:
-        return 1.0 if self.objective.fraction == "max" else float(self.objective.fraction)  # type: ignore[attr-defined]
+    def _sparsity(self) -> Sparsity:
+        assert isinstance(self.objective, Sparsity)
+        return self.objective
+
+    @property
+    def _seeking(self) -> bool:
+        """Whether the tolerance sets the fraction."""
+        return self._sparsity.fraction == "max"
 
     def step(self, state: State) -> State:
         """One round. Pure: the same state gives the same next one."""
@@ -76,9 +85,9 @@ class Sparsifier(Tracer):
         return replace(state, evaluations=self.network.evaluations)
 
     def _measured(self, state: State) -> State:
-        """With the metric, where this round needs one: at every few rounds' start, and not once the target is met."""
+        """With the metric, where the score needs one: at every few rounds' start, and not once the target is met."""
         met = self.objective.reached(self.network, state.theta)
-        if state.frame is not None or met or not self.kept.parts:
+        if state.frame is not None or met or not self.kept.parts or self._sparsity.score != "metric":
             return state
         kept = self.kept.batches, self.kept.curvatures
         frame = self.direction.frame(self.network, state.theta, *kept)
@@ -92,17 +101,18 @@ class Sparsifier(Tracer):
     def _raised(self, state: State) -> float:
         """The fraction that a round tries: by the schedule, or by a share of what is left; less after a refusal."""
         now, pace = self._fraction(state), state.correction
-        if self._target == 1.0:
+        if self._seeking:
             return now + max((1 - THINNED) * pace * (1 - now), 1 / self._count)  # a weight at least
         raising = RAISED if self.recovery else 1.0
         share = min(1.0, (self._progress(state.step) + 1 / self.max_steps) / raising)
-        due = self._target * (1 - (1 - share) ** POWER)
-        return min(self._target, now + pace * max(0.0, due - now))
+        target = float(self._sparsity.fraction)
+        due = target * (1 - (1 - share) ** POWER)
+        return min(target, now + pace * max(0.0, due - now))
 
     def _rate(self, state: State) -> float:
         assert self.recovery is not None
         pace = state.rate or 1.0
-        cosine = 1.0 if self._target == 1.0 else 0.5 * (1 + math.cos(math.pi * self._progress(state.step)))
+        cosine = 1.0 if self._seeking else 0.5 * (1 + math.cos(math.pi * self._progress(state.step)))
         return self.recovery.rate * pace * cosine
 
     # --- a round ----------------------------------------------------------------------------------------------------
@@ -138,20 +148,19 @@ class Sparsifier(Tracer):
 
     def _pruned(self, state: State, goal: float) -> tuple[Tensor, Tensor]:
         """The point with the goal's fraction gone and made up for, and its support."""
-        objective, before = self.objective, state.support
-        assert isinstance(objective, Sparsity)
+        before = state.support
         if before is not None and goal <= self._fraction(state):
             return state.theta, before
         score = state.theta.abs()
-        if objective.score == "metric" and state.frame is not None:
+        if state.frame is not None:
             score = saliency(state.frame.metric, state.theta, state.frame.damping)
         if before is not None:
             score = torch.where(before, score, -1.0)  # what is gone stays gone
-        support = objective.support(self.network, state.theta, goal, score)
+        support = self._sparsity.support(self.network, state.theta, goal, score)
         gone = state.theta * ~support
         theta = state.theta * support
         # Before recovery it does harm: on LeNet-300-100 at 99 % the drift at the end is 0.015 with it, 0.012 without
-        if self.recovery is None and objective.score == "metric" and state.frame is not None:
+        if self.recovery is None and state.frame is not None:
             theta = theta + self._made_up(state.frame, gone, support)
         return theta, support
 
@@ -168,7 +177,7 @@ class Sparsifier(Tracer):
 
     def _taken(self, state: State, theta: Tensor, support: Tensor, drift: Drift, moments: Moments | None) -> State:
         age = state.age + 1
-        pace = state.correction if self._target == 1.0 else min(1.0, 1.5 * state.correction)
+        pace = state.correction if self._seeking else min(1.0, 1.5 * state.correction)
         return replace(
             state, theta=theta, support=support, accepted=True, step=state.step + 1, parts=drift, rejected=0,
             correction=pace, age=age % REFRESH, frame=None if age >= REFRESH else state.frame,
@@ -180,7 +189,7 @@ class Sparsifier(Tracer):
 
     def _over(self, state: State) -> State:
         zeros = f"{self._fraction(state):.1%} of the weights are zero"
-        if self._target == 1.0:
+        if self._seeking:
             one = state.correction * (1 - THINNED) * (1 - self._fraction(state)) * self._count < 0.5
             if state.correction < FINEST or (one and not state.accepted) or self._fraction(state) == 1:
                 return self._ended(state, "converged", "sparsest", achieved=zeros, tolerance=self.tolerance)
