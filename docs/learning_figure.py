@@ -18,8 +18,8 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "continual"
 PANELS = {
     "permuted-10": ("Ten permutations of MNIST, no data kept", 50),
     "split-class": ("Two digits at a time, 200 rows kept", 0),
-    "split-domain": ("Even or odd, two digits at a time, no data kept", 40),
-    "split-task": ("A head per pair of digits, no data kept", 94),
+    "split-domain": ("Even or odd: no data kept (both: and 200 rows)", 40),
+    "split-task": ("A head per pair of digits, no data kept", 88),
 }  # and where the axis begins
 MANY = "permuted-10"
 
