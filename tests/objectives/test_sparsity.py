@@ -22,7 +22,7 @@ def test_the_projection_is_idempotent_exact_in_count_and_nearest(seed, fraction)
     assert torch.equal(objective.project(NETWORK, landed), landed)
     assert objective.reached(NETWORK, landed)
     assert torch.equal(landed[~zeros], theta[~zeros])
-    if zeros.any():
+    if zeros.any() and (weights & ~zeros).any():  # 0.99 of 42 weights is all of them
         assert theta[zeros].abs().max() <= theta[weights & ~zeros].abs().min()
 
 
