@@ -103,7 +103,9 @@ def pruned(root: Path, method: str, reference: str, fraction: float, rate: float
            starts: dict[tuple[int, bool], nn.Sequential]) -> dict[str, Any]:  # fmt: skip
     """Accuracy before and after, drift on the test images, and what it cost."""
     train, (x_test, y_test) = mnist(root, held)
-    model = starts.setdefault((seed, held), dense(train, seed)) if (seed, held) not in starts else starts[seed, held]
+    if (seed, held) not in starts:
+        starts[seed, held] = dense(train, seed)
+    model = starts[seed, held]
     count, passes = SETS[reference]
     order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))
     x = train[0] if reference == "all" else train[0][order[:count]]

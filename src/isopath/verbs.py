@@ -62,7 +62,7 @@ def trace(
             `(net, theta) -> scalar`.
         tolerance: the largest mean divergence of the kept outputs. For the default divergence, 0.01 keeps about 99 %
             of predictions.
-        max_steps: accepted steps at most.
+        max_steps: accepted steps at most; of a path along the sparsity, rounds.
         seed: of the reference's split and the objective's batches. The same seed gives the same bits.
         trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
         direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`.

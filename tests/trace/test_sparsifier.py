@@ -177,7 +177,21 @@ def test_any_direction_whose_metric_has_a_diagonal(direction):
     assert trace(0.3, direction=direction, tolerance=0.3).status == "converged"
 
 
+def test_a_round_tried_again_reads_other_rows(monkeypatch):
+    read, gradient = [], Rows.gradient
+
+    def watched(self, theta, step, size):
+        read.append(step)
+        return gradient(self, theta, step, size)
+
+    monkeypatch.setattr(Rows, "gradient", watched)
+    path = trace(0.95, tolerance=1e-5, steps=20)
+    assert any(not row["accepted"] for row in path.history)
+    assert read == list(range(QUICK.steps * len(path.history)))
+
+
 def test_bad_input_is_refused():
+    ip.Sparsity(2 / 3, pattern="1:3")  # 1 - 1/3 is not 2/3 in floating point
     with pytest.raises(ValueError, match=r"'0.weight' has 4 weights for each output, which 1:3 does not divide"):
         trace(1 - 1 / 3, pattern="1:3")
     with pytest.raises(ValueError, match=r"2:4 makes 0.5 of the weights zero, got 0.6"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,7 +56,7 @@ class Sparsity(Objective):
             if got not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")
         stay, of = self._pattern()
-        if of and self.fraction != 1 - stay / of:
+        if of and (self.fraction == "max" or not math.isclose(self.fraction, 1 - stay / of, abs_tol=1e-6)):
             raise ValueError(f"{self.pattern} makes {1 - stay / of:g} of the weights zero, got {self.fraction}")
 
     def _pattern(self) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def history_figure(history: Sequence[Row], tolerance: float | None) -> go.Figure
         return None
     figure = styled(make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06))
     accepted = [row for row in history if row.get("accepted")]
-    for panel, key, title in ((1, "objective", "objective (loss)"), (2, "drift", "drift (mean divergence)")):
+    for panel, key, title in ((1, "objective", "objective"), (2, "drift", "drift (mean divergence)")):
         seen = [value for row in accepted or history if (value := number(row.get(key))) is not None]
         scale = Scale.fit(seen, tolerance if key == "drift" else None)
         if accepted:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from isopath.geometry.batch import Batch
 from isopath.geometry.divergence import divergence_of
-from isopath.geometry.reference import Kept, KeptAll, Part, Reference
+from isopath.geometry.reference import Keeping, Kept, KeptAll, Part, Reference
 from isopath.network import Network
 
 
@@ -56,16 +56,17 @@ class Rows:
     network: Network
     kept: KeptAll
     seed: int
+    _parts: tuple[_Drawn | Keeping, ...] = field(default=(), init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = [_Drawn.of(part, self.network, self.seed + i) if isinstance(part, Kept) else part
                  for i, part in enumerate(self.kept.parts)]  # fmt: skip
-        object.__setattr__(self, "_parts", parts)
+        object.__setattr__(self, "_parts", tuple(parts))
 
     def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
         """∇D on the batch of a step, `(P,)`: the same step gives the same rows, and each row comes once a pass."""
         total = torch.zeros_like(theta)
-        for k, part in enumerate(self._parts):  # type: ignore[attr-defined]
+        for k, part in enumerate(self._parts):
             if not isinstance(part, _Drawn):
                 total += part.gradient(theta)
                 continue
@@ -86,6 +87,7 @@ class _Drawn:
 
     @classmethod
     def of(cls, part: Kept, network: Network, seed: int) -> _Drawn:
+        """Computes outputs and weights of every row, and leaves out those that judge."""
         reference, count = part.reference, len(part.reference)
         found = [(b.kept, b.weight) for b in reference._raw(network, part.start, torch.arange(count))]
         outputs, weights = (torch.cat(column) for column in zip(*found))
@@ -124,7 +126,7 @@ class Moments:
 
 
 def recovered(
-    recovery: Recovery, rows: Rows, theta: Tensor, support: Tensor, moments: Moments, rate: float
+    recovery: Recovery, rows: Rows, theta: Tensor, support: Tensor, moments: Moments, rate: float, start: int
 ) -> tuple[Tensor, Moments]:
     """One round of steps on the support, from a point that lies on it.
 
@@ -135,17 +137,19 @@ def recovered(
         support: the coordinates that may move, `(P,)` booleans.
         moments: of the round before.
         rate: of this round.
+        start: of the steps, which decides their rows: a round tried again reads others.
     """
+    # By hand, not `torch.optim.Adam`: its moments must be part of the state that resumes, and its constant is absolute
     theta, (a, b) = theta.clone(), recovery.betas
     first, second, count = moments.first * support, moments.second * support, moments.count
-    for _ in range(recovery.steps):
-        gradient = rows.gradient(theta, count, recovery.batch_size).mul_(support)
+    for step in range(start, start + recovery.steps):
+        gradient = rows.gradient(theta, step, recovery.batch_size).mul_(support)
         count += 1
         first.lerp_(gradient, 1 - a)
         second.lerp_(gradient.square_(), 1 - b)
         # Adam's constant under the root, in units of the gradient's: a drift may be as small as 1e-6
         root = (second / (1 - b**count)).sqrt_()
         root.add_(1e-3 * root.sum() / support.sum().clamp_min(1)).clamp_min_(torch.finfo(theta.dtype).tiny)
-        step = rate * min(1.0, count / max(1, recovery.warmup))
-        theta.addcdiv_(first, root, value=-step / (1 - a**count))
+        length = rate * min(1.0, count / max(1, recovery.warmup))
+        theta.addcdiv_(first, root, value=-length / (1 - a**count))
     return theta, Moments(first, second, count)
