@@ -11,7 +11,7 @@ from isopath.evaluate import evaluate
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
-from isopath.symmetry import Permutation, align, symmetries
+from isopath.symmetry import Permutation, align, compact, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import steps, trace
@@ -37,6 +37,7 @@ __all__ = [
     "average",
     "barrier",
     "check",
+    "compact",
     "connect",
     "evaluate",
     "metrics",

@@ -53,9 +53,13 @@ class Trial:
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """The outputs."""
+        return self.of(self.module, tensors)
+
+    def of(self, module: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """The outputs of another module on the same inputs, with some of its tensors replaced."""
         args, kwargs = self.arguments
         with plain_kernels(recurrent=True):
-            return [t.double() for t in tensors_in(functional_call(self.module, dict(tensors), args, kwargs))]
+            return [t.double() for t in tensors_in(functional_call(module, dict(tensors or {}), args, kwargs))]
 
     def gradient(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """A random point, and there the gradient of a random combination of outputs, parameters alone."""

@@ -1,0 +1,69 @@
+"""A smaller module with the same outputs, without the units whose weights are zero."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isopath.symmetry.finder import symmetries
+from isopath.symmetry.group import Symmetries
+from isopath.symmetry.trial import Trial
+from isopath.symmetry.units import Units, removed, same
+
+
+def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> nn.Module:
+    """The same function with fewer units: those whose weights are all zero are taken out, through sums and batch norm.
+
+    A unit goes if every weight of two or more dimensions that makes it or reads it is zero, or everything that makes it
+    (its rows, its bias, its scale and shift). What can go is tried: at random weights with the same zeros, in float64,
+    the smaller module must have the outputs of the larger one, else the units stay. At least one stays in each group.
+
+    Args:
+        model: any module; it is not modified.
+        example: its inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
+        found: its symmetries, if known.
+
+    Returns:
+        A copy whose layers are smaller, with the model's own class, names, modes and hooks: a plain module to train,
+        save and export. Where nothing can go, an equal copy.
+    """
+    found = symmetries(model, example, rescalings=False) if found is None else found
+    single = [key for key, group in found.groups.items() if group.shape == (group.size,)]
+    found = found.without([key for key in found.groups if key not in single])
+    zeros = {name: (tensor == 0).detach().cpu() for name, tensor in model.named_parameters()}
+    trial = Trial(model, example)
+    for strict in (False, True):
+        kept = _kept(Units(found), zeros, strict)
+        if same(trial, found, kept, zeros):
+            break
+    else:  # group by group
+        sure: dict[int, Tensor] = {}
+        for key, stays in kept.items():
+            sure = {**sure, key: stays} if same(trial, found, {**sure, key: stays}, zeros) else sure
+        kept = sure
+    small = copy.deepcopy(model)
+    removed(small, found, kept)
+    return small
+
+
+def _kept(units: Units, zeros: dict[str, Tensor], strict: bool) -> dict[int, Tensor]:
+    """The units that stay of the groups of which some go.
+
+    Args:
+        units: all of them.
+        zeros: where each parameter is zero.
+        strict: whether weights that read a unit must be zero too.
+    """
+    rest = {name: ~mask for name, mask in zeros.items()}
+    wide = units.totals({name: mask for name, mask in rest.items() if mask.ndim >= 2})
+    kept = {key: total > 0 for key, total in wide.items()}
+    if not strict:
+        made = units.totals(rest, origin=0)
+        kept = {key: stays & (made[key] > 0) for key, stays in kept.items()}
+    for key, stays in kept.items():
+        if not bool(stays.any()):
+            kept[key] = torch.arange(len(stays)) == 0
+    return {key: stays for key, stays in kept.items() if not bool(stays.all())}
