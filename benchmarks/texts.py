@@ -161,7 +161,7 @@ class Kept(Method):
         return self.memory.bytes
 
 
-STEERED = [{"rate": 1e-4, "strength": s, "damping": 1.0} for s in (1.0, 10.0)]
+STEERED = [{"rate": r, "strength": s, "damping": 1.0} for r in (1e-4, 3e-4) for s in (1.0, 10.0)]
 PLAIN = [{"rate": 1e-4}, {"rate": 3e-4}]
 METHODS: dict[str, tuple[type[Method], list[Settings]]] = {
     "separate": (Method, PLAIN),

@@ -196,7 +196,7 @@ def test_bad_input_is_refused():
         trace(1 - 1 / 3, pattern="1:3")
     with pytest.raises(ValueError, match=r"2:4 makes 0.5 of the weights zero, got 0.6"):
         ip.Sparsity(0.6, pattern="2:4")
-    with pytest.raises(ValueError, match=r"pattern must be 'unstructured' or 'n:m' with 0 < n < m, got '4:2'"):
+    with pytest.raises(ValueError, match=r"'channels' or 'n:m' with 0 < n < m, got '4:2'"):
         ip.Sparsity(0.5, pattern="4:2")
     with pytest.raises(ValueError, match=r"score must be one of 'magnitude', 'metric', got 'size'"):
         ip.Sparsity(0.5, score="size")

@@ -15,6 +15,7 @@ from isopath.space import Space
 
 Scope = Literal["global", "layer"]
 Score = Literal["magnitude", "metric"]
+CHANNELS = "channels"
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Sparsity(Objective):
 
     Args:
         fraction: share of the weights to be zero, in [0, 1), or `"max"`: as many as the tolerance allows.
-        pattern: `"unstructured"`, or `"n:m"` such as `"2:4"`: at most n of every m neighbouring weights of an output
-            stay.
-        scope: whether weights compete over the whole network, `"global"`, or each `"layer"` gives its fraction.
-        score: what goes first: the smallest `"magnitude"`, or what by the `"metric"` moves the outputs least when the
-            others make up for it (see `geometry.saliency`). In a sum only `"magnitude"`.
+        pattern: `"unstructured"`; `"n:m"` such as `"2:4"`: at most n of every m neighbouring weights of an output
+            stay; or `"channels"`: whole units go, neurons and channels with all that makes and reads them, which
+            `compact` then takes out of the module. Only alone.
+        scope: whether weights compete over the whole network, `"global"`, or each `"layer"` gives its fraction (of
+            channels, each set of units that go together).
+        score: what goes first: the smallest `"magnitude"`, or what by the `"metric"` moves the outputs least: a weight
+            when the others make up for it (see `geometry.saliency`), a channel as measured. In a sum only
+            `"magnitude"`.
 
     Raises:
         ValueError: the fraction is out of range, is not what the pattern gives, or a word is unknown.
@@ -61,11 +65,12 @@ class Sparsity(Objective):
 
     def _pattern(self) -> tuple[int, int]:
         """n and m; zeros where there is no such pattern."""
-        if self.pattern == "unstructured":
+        if self.pattern in ("unstructured", CHANNELS):
             return 0, 0
         first, _, second = self.pattern.partition(":")
         if not (first.isdigit() and second.isdigit() and 0 < int(first) < int(second)):
-            raise ValueError(f"pattern must be 'unstructured' or 'n:m' with 0 < n < m, got {self.pattern!r}")
+            known = "'unstructured', 'channels' or 'n:m' with 0 < n < m"
+            raise ValueError(f"pattern must be {known}, got {self.pattern!r}")
         return int(first), int(second)
 
     def __call__(self, net: Network, theta: Tensor) -> Tensor:
@@ -88,10 +93,11 @@ class Sparsity(Objective):
                 one, or no fraction where the tolerance sets it.
         """
         share = self.fraction if fraction is None else fraction
-        if not isinstance(share, (int, float)) or (saliency is None and self.score == "metric"):
+        alone = self.pattern == CHANNELS or (saliency is None and self.score == "metric")
+        if alone or not isinstance(share, (int, float)):
             raise ValueError(
-                f"fraction={self.fraction!r} and score={self.score!r} need a trace whose only objective is the "
-                "sparsity; in a sum give a number and score='magnitude'"
+                f"fraction={self.fraction!r}, pattern={self.pattern!r} and score={self.score!r} need a trace whose "
+                "only objective is the sparsity; in a sum give a number, another pattern and score='magnitude'"
             )
         saliency = theta.abs() if saliency is None else saliency
         kept = torch.ones(len(theta), dtype=torch.bool, device=theta.device)

@@ -81,9 +81,10 @@ class Units:
         return {key: group.size for key, group in self.symmetries.groups.items()}
 
     def entries(self, kept: Kept) -> dict[str, Tensor]:
-        """Of every tensor with units, which entries stay: booleans of its shape."""
-        found = {}
-        for name, places in self.symmetries.places.items():
+        """Which entries stay, booleans of the shape of every tensor that some of these groups' units sit in."""
+        found, groups = {}, self.symmetries.groups
+        for name in dict.fromkeys(name for key in kept for name, _ in groups[key].members):
+            places = self.symmetries.places[name]
             mask = torch.ones(self.symmetries.shapes[name], dtype=torch.bool)
             for axis, place in enumerate(places):
                 shape = [1] * len(places)

@@ -75,6 +75,17 @@ class Rows:
         return total
 
 
+    def drift(self, theta: Tensor, step: int, size: int) -> float:
+        """The sum of the references' drifts on the batch of a step."""
+        total = 0.0
+        for k, part in enumerate(self._parts):
+            if isinstance(part, _Drawn):
+                total += Part(self.network, [part.batch(step, size, self.seed + k)], size).drift(theta)
+            else:
+                total += part.drift(theta).judged
+        return total
+
+
 @dataclass(frozen=True, eq=False)
 class _Drawn:
     """A reference's rows but those that judge, with their outputs and weights, computed once."""

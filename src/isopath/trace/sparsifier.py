@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from isopath.geometry.reference import Drift
+from isopath.geometry.reference import Drift, Kept
 from isopath.geometry.restricted import Restricted
 from isopath.geometry.saliency import saliency
-from isopath.objectives.sparsity import Sparsity, prunable, sparsity
+from isopath.objectives import channels
+from isopath.objectives.sparsity import CHANNELS, Sparsity, prunable, sparsity
+from isopath.symmetry import Units, symmetries
 from isopath.trace.direction import Frame
 from isopath.trace.recovery import Moments, Recovery, Rows, recovered
 from isopath.trace.state import State
@@ -23,7 +25,8 @@ THINNED = 0.9  # of the weights that stay, after a round that looks for the larg
 FINEST = 1 / 32  # of such a round's thinning, below which the largest fraction is found
 HARM = 2.0  # a round's steps that leave more than so many times the drift that pruning made are taken back
 HARMLESS = 0.2  # share of the tolerance below which nobody asks
-REFRESH = 4  # rounds between two builds of the metric
+REFRESH = 4  # rounds between two builds of the metric, and between two in which channels go
+MEASURED = 128  # rows on which the loss of a channel is measured
 SCORED = ("kronecker", "ekfac", "diagonal", "identity")  # metrics whose inverse has a diagonal at hand
 
 
@@ -31,10 +34,10 @@ SCORED = ("kronecker", "ekfac", "diagonal", "identity")  # metrics whose inverse
 class Sparsifier(Tracer):
     """A trace whose variable is the sparsity: predictor, corrector and judge, round by round.
 
-    Predictor: the weights whose loss costs least go. Corrector: those that stay make up for them, by minibatch steps on
-    the drift (`Recovery`). Judge: the drift, at most the tolerance in every accepted round; a round that breaks it is
-    tried again with half the rise and half the rate. Every waypoint is exactly sparse, so one run gives the whole curve
-    of drift over sparsity.
+    Predictor: the weights, or channels, whose loss costs least go. Corrector: those that stay make up for them, by
+    minibatch steps on the drift (`Recovery`). Judge: the drift, at most the tolerance in every accepted round; a round
+    that breaks it is tried again with half the rise and half the rate. Every waypoint is exactly sparse, so one run
+    gives the whole curve of drift over sparsity.
 
     In its states `correction` is the share of a scheduled rise, `rate` that of the scheduled rate, `stride` the number
     of recovery's steps so far, and `objective` the share of the weights that are left.
@@ -47,21 +50,44 @@ class Sparsifier(Tracer):
 
     recovery: Recovery | None = field(default_factory=Recovery)
     _rows: Rows | None = field(default=None, init=False, repr=False)
+    _units: Units | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.objective, Sparsity):
             raise TypeError(f"a sparsifier's objective is a Sparsity, got {type(self.objective).__name__}")
-        rows = Rows(self.network, self.kept, self.seed) if self.recovery and self.kept.parts else None
+        if not bool(prunable(self.network.space).any()):
+            raise ValueError("no trainable parameter has two or more dimensions: there is nothing to make sparse")
+        object.__setattr__(self, "_units", self._found() if self._sparsity.pattern == CHANNELS else None)
+        rows = Rows(self.network, self.kept, self.seed) if (self.recovery or self._units) and self.kept.parts else None
         object.__setattr__(self, "_rows", rows)
-        weights = prunable(self.network.space)
+        if self._units is not None:
+            return
         self._sparsity.support(self.network, self.network.start, 0.0, self.network.start.abs())  # the pattern fits
         if self._sparsity.score == "metric" and self.direction.metric not in SCORED:
             raise TypeError(
                 f"score='metric' needs a direction whose metric is one of {', '.join(map(repr, SCORED))}, got "
                 f"{self.direction.metric!r}"
             )
-        if not bool(weights.any()):
-            raise ValueError("no trainable parameter has two or more dimensions: there is nothing to make sparse")
+
+    def _found(self) -> Units:
+        """The channels that can go."""
+        space, references = self.network.space, [part.reference for part in self.kept.parts if isinstance(part, Kept)]
+        if not references:
+            raise ValueError(
+                "channels are found by running the network on a few inputs, and keep= has none; give a Reference"
+            )
+        model, example = self.network.model(self.network.start), references[0]._placed(torch.arange(2), space.device)
+        units = channels.within(Units.of(model, example, symmetries(model, example, rescalings=False)), space)
+        if not units.sizes:
+            raise ValueError(f"the model has no channel that can go: {units}")
+        least = channels.support(units, space, channels.magnitudes(units, space, self.network.start), 1.0, False)
+        most = float((~least & prunable(space)).sum()) / self._count
+        if self._sparsity.fraction != "max" and self._sparsity.fraction > most:
+            raise ValueError(
+                f"without its channels but one of each kind {most:.1%} of the weights are zero, got a fraction of "
+                f"{self._sparsity.fraction:.1%}; ask for less, or for another pattern. {units}"
+            )
+        return units
 
     @property
     def _count(self) -> int:
@@ -88,7 +114,8 @@ class Sparsifier(Tracer):
     def _measured(self, state: State) -> State:
         """With the metric, where the score needs one: at every few rounds' start, and not once the target is met."""
         met = self.objective.reached(self.network, state.theta)
-        if state.frame is not None or met or not self.kept.parts or self._sparsity.score != "metric":
+        by_metric = self._sparsity.score == "metric" and self._units is None
+        if state.frame is not None or met or not self.kept.parts or not by_metric:
             return state
         kept = self.kept.batches, self.kept.curvatures
         frame = self.direction.frame(self.network, state.theta, *kept)
@@ -104,8 +131,10 @@ class Sparsifier(Tracer):
         now, pace = self._fraction(state), state.correction
         if self._seeking:
             return now + max((1 - THINNED) * pace * (1 - now), 1 / self._count)  # a weight at least
-        raising = RAISED if self.recovery else 1.0
-        share = min(1.0, (self._progress(state.step) + 1 / self.max_steps) / raising)
+        if self._units is not None and self.recovery and state.age % REFRESH:
+            return now  # channels go in every few rounds, after which what stays recovers
+        raising, ahead = (RAISED, REFRESH if self._units else 1) if self.recovery else (1.0, 1)
+        share = min(1.0, (self._progress(state.step) + ahead / self.max_steps) / raising)
         target = float(self._sparsity.fraction)
         due = target * (1 - (1 - share) ** POWER)
         return min(target, now + pace * max(0.0, due - now))
@@ -151,6 +180,9 @@ class Sparsifier(Tracer):
         before = state.support
         if before is not None and goal <= self._fraction(state):
             return state.theta, before
+        if self._units is not None:
+            support = self._without_channels(self._units, state, goal)
+            return state.theta * support, support
         score = state.theta.abs()
         if state.frame is not None:
             score = saliency(state.frame.metric, state.theta, state.frame.damping)
@@ -164,6 +196,22 @@ class Sparsifier(Tracer):
         if self.recovery is None and state.frame is not None:
             theta = theta + self._made_up(state.frame, gone, support)
         return theta, support
+
+    def _without_channels(self, units: Units, state: State, goal: float) -> Tensor:
+        """The support without the channels that cost least, by the drift that the loss of each alone makes.
+
+        Measured, not by ½vᵀGv: on a small CNN with half of its weights gone that way 77 % of digits are right, by this
+        95 % (by magnitude 85 %), for a whole channel is no small step.
+        """
+        space, sizes = self.network.space, channels.magnitudes(units, self.network.space, state.theta)
+        scores = dict(sizes)
+        if self._sparsity.score == "metric" and self._rows is not None:
+            for key, values in sizes.items():
+                scores[key] = torch.full_like(values, -1.0)
+                for unit in values.nonzero().flatten().tolist():
+                    point = channels.emptied(units, space, state.theta, key, unit)
+                    scores[key][unit] = self._rows.drift(point, state.attempt, MEASURED)
+        return channels.support(units, space, scores, goal, self._sparsity.scope == "layer")
 
     def _made_up(self, frame: Frame, gone: Tensor, support: Tensor) -> Tensor:
         """v_R with (G_RR + μI) v_R = G_RS θ_S."""
@@ -195,6 +243,8 @@ class Sparsifier(Tracer):
             single = (1 - THINNED) * state.correction * left < 0.5  # the round refused was of one weight
             if state.correction < FINEST or (single and not state.accepted) or not left:
                 return self._ended(state, "converged", "sparsest", achieved=zeros, tolerance=self.tolerance)
+            if state.accepted and state.objective >= state.objective_before:  # one channel of each kind is left
+                return self._ended(state, "converged", "exhausted", achieved=zeros, tolerance=self.tolerance)
             if state.step >= self.max_steps:
                 return self._ended(state, "budget_spent", "steps", steps=state.step)
             return self._checked_budget(state)

@@ -11,6 +11,7 @@ REASONS: dict[str, str] = {
     "converged": "the objective has reached its target.",
     "sparse": "{achieved}, as asked.",
     "sparsest": "{achieved}; more, however few at a time, broke the tolerance of {tolerance:g}.",
+    "exhausted": "{achieved}; no more can go, and the tolerance of {tolerance:g} allows it.",
     "settled": "the objective has come down to {share:.1%} of where it started and no longer falls.",
     "stationary": "no direction that the tolerance allows lowers the objective any further; raise the tolerance, or "
     "give more reference rows.",

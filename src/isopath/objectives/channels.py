@@ -1,0 +1,80 @@
+"""Whole units as what goes: which, for a given fraction of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from isopath.space import Space
+from isopath.symmetry.units import Units
+
+Scores = Mapping[int, Tensor]  # of each group, (n,)
+
+
+def within(units: Units, space: Space) -> Units:
+    """Those whose weights are all among the coordinates of a space."""
+    shapes, groups = units.symmetries.shapes, units.symmetries.groups
+    outside = [key for key, group in groups.items()
+               if any(len(shapes[name]) >= 2 and name not in space.names for name, _ in group.members)]  # fmt: skip
+    frozen = [f"{groups[key].size} units of {groups[key].members[0][0]}: not all their weights are trainable"
+              for key in outside]  # fmt: skip
+    return Units(units.symmetries.without(outside), (*units.frozen, *frozen))
+
+
+def magnitudes(units: Units, space: Space, theta: Tensor) -> dict[int, Tensor]:
+    """The mean square of each unit's weights, `(n,)` for each group: zero where it is gone."""
+    wide = {name: t for name, t in space.unflatten(theta.detach()).items() if t.ndim >= 2}
+    squares = units.totals({name: t.square() for name, t in wide.items()})
+    counts = units.totals({name: torch.ones_like(t) for name, t in wide.items()})
+    return {key: total / counts[key] for key, total in squares.items()}
+
+
+def emptied(units: Units, space: Space, theta: Tensor, key: int, unit: int) -> Tensor:
+    """A new point without one unit."""
+    theta = theta.clone()
+    parts = space.unflatten(theta)
+    for name, mask in units.entries({key: torch.arange(units.sizes[key]) != unit}).items():
+        if name in parts:
+            parts[name].mul_(mask.to(theta.device))
+    return theta
+
+
+def support(units: Units, space: Space, scores: Scores, fraction: float, by_layer: bool) -> Tensor:
+    """Which coordinates stay, `(P,)`, where units of least score go until a fraction of the weights has gone.
+
+    At least one unit stays in each group.
+
+    Args:
+        units: that may go.
+        space: of the point.
+        scores: of each unit.
+        fraction: of the entries of parameters of two or more dimensions.
+        by_layer: whether each group loses the same share of its units, instead of all competing.
+    """
+    ranked = []
+    for key, values in scores.items():
+        order = values.argsort(stable=True).tolist()
+        ranked += [((rank + 1) / len(order) if by_layer else float(values[unit]), key, unit)
+                   for rank, unit in enumerate(order[:-1])]  # fmt: skip
+    ranked.sort(key=lambda entry: entry[0])
+
+    def mask(count: int) -> Tensor:
+        kept = {key: torch.ones(size, dtype=torch.bool) for key, size in units.sizes.items()}
+        for _, key, unit in ranked[:count]:
+            kept[key][unit] = False
+        entries = units.entries(kept)
+        flat = [entries[n].flatten() if n in entries else torch.ones(s.numel(), dtype=torch.bool)
+                for n, s in zip(space.names, space.shapes)]  # fmt: skip
+        return torch.cat(flat)
+
+    wide = torch.cat([torch.full((s.numel(),), len(s) >= 2) for s in space.shapes])
+    goal, low, high = round(fraction * int(wide.sum())), 0, len(ranked)
+    while low < high:  # what is gone grows with the count
+        middle = (low + high) // 2
+        if int((~mask(middle) & wide).sum()) < goal:
+            low = middle + 1
+        else:
+            high = middle
+    return mask(low).to(space.device)
