@@ -3,10 +3,24 @@ import os
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError
+from torch import nn
 
 from isopath import storage
-from isopath.storage import DamagedFile, append_line, load_tensors, read_json, read_lines, save_tensors, write_json
+from isopath.storage import (
+    DamagedFile,
+    append_line,
+    load_tensors,
+    load_weights,
+    read_json,
+    read_lines,
+    save_tensors,
+    save_weights,
+    weights_size,
+    write_json,
+)
 from networks import x
 
 
@@ -103,3 +117,60 @@ def test_a_later_format_asks_for_an_upgrade(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.raises(DamagedFile, match=r"format 99.*up to 1; upgrade"):
         load_tensors(tmp_path / "a")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(0, 3000), share=st.sampled_from([0.0, 1e-3, 0.02, 0.2, 0.9, 1.0]), seed=st.integers(0, 9),
+    kind=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]),
+)  # fmt: skip
+def test_weights_come_back_to_the_bit_and_zeros_take_no_room(tmp_path_factory, size, share, seed, kind):
+    generator = torch.Generator().manual_seed(seed)
+    tensor = (torch.randn(size, generator=generator).abs() + 1) * (torch.rand(size, generator=generator) < share)
+    tensor = tensor.to(kind).view(-1, 1)
+    file = tmp_path_factory.mktemp("weights") / "a.safetensors"
+    save_weights({"a": tensor, "b": torch.ones(3)}, file)
+    found = load_weights(file)
+    assert torch.equal(found["a"], tensor) and found["a"].dtype == kind and torch.equal(found["b"], torch.ones(3))
+    whole = (tensor.numel()) * tensor.element_size()
+    assert weights_size({"a": tensor}) <= min(whole, int((tensor != 0).sum()) * tensor.element_size() + size // 8 + 1)
+    assert os.path.getsize(file) - weights_size({"a": tensor, "b": torch.ones(3)}) < 600
+
+
+def test_far_places_and_few_values_are_stored_by_their_distances(tmp_path):
+    tensor = torch.zeros(200_000)
+    tensor[[0, 3, 40_000, 100_000, 160_000]] = torch.arange(1.0, 6)  # a distance beyond 2¹⁵: no sign
+    for whole, size in ((tensor, 5 * 6), (torch.zeros(300_000).index_fill_(0, torch.tensor([299_999]), 1), 4 + 37_500)):
+        save_weights({"a": whole}, tmp_path / "a.safetensors")
+        assert torch.equal(load_weights(tmp_path / "a.safetensors")["a"], whole)
+        assert weights_size({"a": whole}) == size
+
+
+def test_a_modules_file_shrinks_and_loads(tmp_path):
+    model = nn.Sequential(nn.Linear(100, 50), nn.BatchNorm1d(50), nn.Linear(50, 3))
+    with torch.no_grad():
+        model[0].weight[torch.rand(50, 100, generator=torch.Generator().manual_seed(0)) < 0.95] = 0
+    save_weights(model, tmp_path / "sparse.safetensors")
+    assert os.path.getsize(tmp_path / "sparse.safetensors") < 0.2 * sum(p.numel() for p in model.parameters()) * 4
+    other = nn.Sequential(nn.Linear(100, 50), nn.BatchNorm1d(50), nn.Linear(50, 3))
+    other.load_state_dict(load_weights(tmp_path / "sparse.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    save_tensors(tmp_path / "plain.safetensors", model.state_dict())
+    assert torch.equal(load_weights(tmp_path / "plain.safetensors")["0.weight"], model[0].weight)
+
+
+def test_names_that_would_meet_are_stored_whole(tmp_path):
+    tensors = {"a": torch.zeros(100), "a.values": torch.ones(2)}
+    save_weights(tensors, tmp_path / "a.safetensors")
+    found = load_weights(tmp_path / "a.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_parts_that_do_not_fit_are_refused(tmp_path):
+    about = {"sparse": {"a": [10]}}
+    places = torch.tensor([1, 30], dtype=torch.uint8)
+    for parts in ({"a.values": torch.ones(2), "a.gaps": places}, {"a.values": torch.ones(3), "a.gaps": places},
+                  {"a.values": torch.ones(2)}):  # fmt: skip
+        save_tensors(tmp_path / "a.safetensors", parts, about)
+        with pytest.raises(DamagedFile, match=r"no values and places that fit for 'a' of shape \(10,\)"):
+            load_weights(tmp_path / "a.safetensors")

@@ -7,10 +7,11 @@
 from isopath import check, metrics, objectives, optim, paths, symmetry
 from isopath.connect import along, average, barrier, connect
 from isopath.ensemble import Ensemble
-from isopath.evaluate import evaluate
+from isopath.evaluate import evaluate, footprint
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
+from isopath.storage import load_weights, save_weights
 from isopath.symmetry import Permutation, align, compact, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
 from isopath.trace.trajectory import Trajectory
@@ -40,10 +41,13 @@ __all__ = [
     "compact",
     "connect",
     "evaluate",
+    "footprint",
+    "load_weights",
     "metrics",
     "objectives",
     "optim",
     "paths",
+    "save_weights",
     "steps",
     "symmetries",
     "symmetry",

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 FORMAT = 1
 
@@ -130,6 +131,84 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if about.get("version", FORMAT) > FORMAT:
         raise DamagedFile(f"{path} has format {about['version']}, this version reads up to {FORMAT}; upgrade isopath")
     return tensors, about
+
+
+def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
+    """Writes weights as a safetensors file in which zeros take no room, or next to none.
+
+    A tensor with enough zeros is stored as its other values in row-major order (`"name.values"`) and their places,
+    whichever takes fewer bytes: a bit for each entry (`"name.bits"`, eight to a byte, the first in the lowest bit), or
+    the distance of each to the one before (`"name.gaps"`, one or two bytes; the first to place -1, less one each).
+    Others are stored as they are; a zero's sign is lost. Written whole or not at all.
+
+    Args:
+        weights: a module, whose parameters and buffers are saved, or tensors by name.
+        path: the file.
+    """
+    stored, shapes = _stored(weights)
+    save_tensors(Path(path), stored, {"sparse": shapes} if shapes else None)
+
+
+def weights_size(weights: nn.Module | Mapping[str, Tensor]) -> int:
+    """The bytes that `save_weights` spends on the tensors, without the file's header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _stored(weights)[0].values())
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Weights by name, for `load_state_dict`, from a file of `save_weights` or any other safetensors file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFile: it is not whole, or its parts do not fit.
+    """
+    tensors, about = load_tensors(Path(path))
+    for name, shape in about.get("sparse", {}).items():
+        values = tensors.pop(f"{name}.values", None)
+        bits, gaps = tensors.pop(f"{name}.bits", None), tensors.pop(f"{name}.gaps", None)
+        places = None
+        if bits is not None:
+            places = torch.from_numpy(np.unpackbits(bits.numpy(), bitorder="little")).nonzero().squeeze(1)
+        elif gaps is not None:
+            places = ((gaps.long() & 0xFFFF) + 1).cumsum(0) - 1  # what is stored in two bytes has no sign
+        whole = torch.Size(shape).numel()
+        if values is None or places is None or len(places) != len(values) or (len(places) and places[-1] >= whole):
+            raise DamagedFile(f"{path} has no values and places that fit for {name!r} of shape {tuple(shape)}")
+        tensors[name] = torch.zeros(whole, dtype=values.dtype).index_put_((places,), values).view(shape)
+    return tensors
+
+
+def _stored(weights: nn.Module | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """The tensors of the file, and the shapes of those that are stored without their zeros."""
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    stored: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name, tensor in tensors.items():
+        parts = _sparse(tensor.detach().cpu())
+        named = {f"{name}.{kind}": part for kind, part in (parts or {}).items()}
+        if parts is None or any(other in tensors for other in named):
+            stored[name] = tensor
+        else:
+            shapes[name] = list(tensor.shape)
+            stored |= named
+    return stored, shapes
+
+
+def _sparse(tensor: Tensor) -> dict[str, Tensor] | None:
+    """Values that are not zero and their places; `None` where that takes no fewer bytes than all."""
+    flat = tensor.contiguous().view(-1)
+    places = flat.nonzero().squeeze(1)
+    gaps = torch.diff(places, prepend=torch.tensor([-1])) - 1
+    widest = int(gaps.max()) if len(gaps) else 0
+    size = 1 if widest < 2**8 else 2 if widest < 2**16 else None
+    by_gaps = len(places) * size if size else float("inf")
+    by_bits = (len(flat) + 7) // 8
+    values = flat[places]
+    if len(places) * flat.element_size() + min(by_gaps, by_bits) >= len(flat) * flat.element_size():
+        return None
+    if by_bits <= by_gaps:
+        return {"values": values, "bits": torch.from_numpy(np.packbits((flat != 0).numpy(), bitorder="little"))}
+    narrow = gaps.to(torch.uint8) if size == 1 else gaps.sub((gaps >= 2**15).long() * 2**16).to(torch.int16)
+    return {"values": values, "gaps": narrow}
 
 
 def _finite(value: Any) -> Any:

@@ -16,7 +16,7 @@ from isopath.objectives import Objective, Task, as_objective
 from isopath.run.config import Tree, inside
 from isopath.run.data import Data
 from isopath.run.names import ConfigError, found
-from isopath.storage import DamagedFile, load_tensors, read_json
+from isopath.storage import DamagedFile, load_weights, read_json
 
 BESIDES = ("weights", "evaluate", "title", "device", "directory")
 
@@ -164,7 +164,7 @@ def load(model: nn.Module, path: Path, where: str = "weights", prefixes: Mapping
     """
     file = _last_waypoint(path, where) if path.is_dir() else path
     try:
-        tensors, _ = load_tensors(file)
+        tensors = load_weights(file)
     except (FileNotFoundError, DamagedFile) as error:
         raise ConfigError(f"{where}: {error}") from error
     tensors = {_renamed(name, prefixes or {}): tensor for name, tensor in tensors.items()}
