@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.sparsity import FRACTIONS
+from benchmarks.sparsity import METHODS as SPARSIFIED
+
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("unaligned", "activations", "weights", "mixed", "rescaled")
 LINES = {
@@ -101,10 +104,12 @@ def main() -> None:
             name = f"**{method}**" if method.startswith("isopath") else method
             print(f"| {name} | {' | '.join(cells)} |")
     for reference, what in SPARSE.items():
-        print(f"\n| LeNet-300-100, points of MNIST accuracy lost, {what} | 95 % zero | 98 % | 99 % |")
-        print("|---|---|---|---|")
-        for method in ("one-shot", "gradual, distilled", "isopath, magnitude", "isopath, metric"):
-            cells = [spread(values(f"sparsity/{reference}/{share}", method, "lost")) for share in (95, 98, 99)]
+        shares = [f"{100 * fraction:g}" for fraction in FRACTIONS[reference]]
+        heads = " | ".join(f"{share} % zero" for share in shares)
+        print(f"\n| LeNet-300-100, points of MNIST accuracy lost, {what} | {heads} |")
+        print("|---" * (len(shares) + 1) + "|")
+        for method in SPARSIFIED[reference]:
+            cells = [spread(values(f"sparsity/{reference}/{share}", method, "lost")) for share in shares]
             if any(cell != "–" for cell in cells):
                 print(f"| {f'**{method}**' if method.startswith('isopath') else method} | {' | '.join(cells)} |")
 
