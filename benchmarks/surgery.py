@@ -7,7 +7,8 @@ brain damage); K-FAC (optimal brain surgeon with Kronecker factors, as Wang et a
 baseline); WoodFisher (Singh & Alistarh 2020, arXiv 2004.14340: the inverse of the empirical Fisher matrix in blocks of
 1,000 weights); `ip.Sparsity` by the metric with `corrector=None`. Each may do it at once or in 20 stages with all
 matrices built anew (ours: every fourth, a gradient of each image at one label for the factors and one for EKFAC's
-values), and chooses stages and damping (ours: factors or EKFAC) on 5,000 held-out training images with seed 0 at 95 %.
+values), and chooses stages and damping (ours: shrinkage, and factors or EKFAC) on 5,000 held-out training images with
+seed 0 at 95 %.
 
     python -m benchmarks.surgery --data DATA
 """
@@ -192,8 +193,9 @@ def pruned(root: Path, method: str, settings: dict[str, Any], fraction: float, s
         spent = 0.0 if method == "magnitude" else float(settings["stages"] * len(x))
     else:
         kept, objective = ip.Reference(x, split=0.9), ip.Sparsity(fraction, score="metric")
+        options = {"samples": 1, "shrinkage": settings["shrinkage"]}
         *_, last = ip.steps(model, kept, objective, 1e9, settings["stages"], seed, corrector=None,
-                            direction=NaturalGradient(settings["metric"], options={"samples": 1}))  # fmt: skip
+                            direction=NaturalGradient(settings["metric"], options=options))  # fmt: skip
         model, spent = last.model(), last.evaluations
     zero = sum(int((p == 0).sum()) for p in weights(model)) / sum(p.numel() for p in weights(model))
     with torch.no_grad():
@@ -206,7 +208,8 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "magnitude": [{"stages": 1}],  # stages change nothing
     **{name: [{"stages": s, "damping": d} for s in STAGES for d in DAMPINGS]
        for name in ("diagonal Fisher", "K-FAC", "WoodFisher")},
-    "isopath": [{"stages": s, "metric": m} for s in STAGES for m in ("kronecker", "ekfac")],
+    "isopath": [{"stages": s, "metric": m, "shrinkage": h}
+                for s in STAGES for m in ("kronecker", "ekfac") for h in (0.1, 0.3)],
 }  # fmt: skip
 
 
