@@ -141,6 +141,32 @@ def test_weights_that_do_not_move_keep_their_units():
     assert small[0].out_features < 12 and small[2].out_features == 12
 
 
+class Vectors(nn.Module):
+    """Units whose only parameters are vectors, beside some that have weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        alone = ((x.sum(1, keepdim=True) * self.up).tanh() * self.down).sum(1, keepdim=True)
+        return self.second(self.first(x).relu()) + alone
+
+
+def test_units_without_weights_stay():
+    torch.manual_seed(0)
+    model, inputs = Vectors(), x(2, 4).float()
+    units = Units.of(model, inputs, symmetries(model, inputs))
+    assert sorted(units.sizes.values()) == [6, 8]
+    path = trace(0.5, model)
+    small = ip.compact(path.model(), inputs)
+    assert small.first.out_features == 4 and small.up.shape == small.down.shape == (6,)
+    with torch.no_grad():
+        model.up[2] = model.down[2] = 0
+    assert ip.compact(model, inputs).up.shape == (5,)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"channels are found by running the network on a few inputs, and keep= has"):
         ip.trace(net(), None, ip.Sparsity(0.3, pattern="channels"), max_steps=2)

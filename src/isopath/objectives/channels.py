@@ -14,12 +14,12 @@ Scores = Mapping[int, Tensor]  # of each group, (n,)
 
 
 def within(units: Units, space: Space) -> Units:
-    """Those whose weights are all among the coordinates of a space."""
+    """Those that have weights, all of them among the coordinates of a space."""
     shapes, groups = units.symmetries.shapes, units.symmetries.groups
-    outside = [key for key, group in groups.items()
-               if any(len(shapes[name]) >= 2 and name not in space.names for name, _ in group.members)]  # fmt: skip
-    frozen = [f"{groups[key].size} units of {groups[key].members[0][0]}: not all their weights are trainable"
-              for key in outside]  # fmt: skip
+    wide = {key: {name for name, _ in group.members if len(shapes[name]) >= 2} for key, group in groups.items()}
+    outside = [key for key, names in wide.items() if not names or not names <= set(space.names)]
+    frozen = [f"{groups[key].size} units of {groups[key].members[0][0]}: not all their weights are trainable, or they "
+              "have none of two or more dimensions" for key in outside]  # fmt: skip
     return Units(units.symmetries.without(outside), (*units.frozen, *frozen))
 
 

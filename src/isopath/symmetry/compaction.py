@@ -58,8 +58,10 @@ def _kept(units: Units, zeros: dict[str, Tensor], strict: bool) -> dict[int, Ten
         strict: whether weights that read a unit must be zero too.
     """
     rest = {name: ~mask for name, mask in zeros.items()}
-    wide = units.totals({name: mask for name, mask in rest.items() if mask.ndim >= 2})
-    kept = {key: total > 0 for key, total in wide.items()}
+    wide = {name: mask for name, mask in rest.items() if mask.ndim >= 2}
+    whole, among = units.totals(rest), units.totals(wide)
+    kept = {key: (among if any(name in wide for name, _ in group.members) else whole)[key] > 0
+            for key, group in units.symmetries.groups.items()}  # fmt: skip
     if not strict:
         made = units.totals(rest, origin=0)
         kept = {key: stays & (made[key] > 0) for key, stays in kept.items()}
