@@ -152,7 +152,7 @@ def test_the_copy_trains_is_copied_and_exported():
 def test_totals_are_sums_over_a_units_entries():
     model, example = Squeeze(), torch.randn(2, 3, 8, 8)
     units = Units.of(model, example, symmetries(model, example))
-    values = {name: parameter.square() for name, parameter in model.named_parameters()}
+    values = {name: parameter.detach().square() for name, parameter in model.named_parameters()}
     totals = units.totals(values)
     for key, size in units.sizes.items():
         for unit in range(size):
