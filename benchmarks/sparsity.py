@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def network() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def dense(train: Pair, seed: int, epochs: int = 12) -> nn.Sequential:
+def dense(train: Pair, seed: int, epochs: int = 12, build: Callable[[], nn.Sequential] = network) -> nn.Sequential:
     """Trained with labels."""
     torch.manual_seed(seed)
-    model, (x, y) = network(), train
+    model, (x, y) = build(), train
     generator, total = torch.Generator().manual_seed(seed), epochs * (len(x) // SIZE)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     for k in range(total):

@@ -27,30 +27,17 @@ from torch.func import functional_call, grad, vmap
 
 import isopath as ip
 from benchmarks.harness import GROUND, RESULTS, arguments, run, table
-from benchmarks.sparsity import OURS, cut, weights
-from benchmarks.tasks.mnist import Pair, mnist
+from benchmarks.sparsity import OURS, cut, dense, weights
+from benchmarks.tasks.mnist import mnist
 from isopath.trace import NaturalGradient
 
 FRACTIONS, ROWS, BLOCK = (0.9, 0.95, 0.98), 2048, 1000
 STAGES, DAMPINGS = (1, 20), (1e-5, 1e-4, 1e-3, 1e-2)
 
 
-def dense(train: Pair, seed: int, epochs: int = 10, size: int = 128) -> nn.Sequential:
-    """Trained with labels."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))
-    (x, y), per = train, len(train[0]) // size
-    generator, total = torch.Generator().manual_seed(seed), epochs * per
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for k in range(total):
-        if k % per == 0:
-            order = torch.randperm(len(x), generator=generator)
-        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - k / total)
-        rows = order[k % per * size :][:size]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    return model
+def network() -> nn.Sequential:
+    """784-40-20-10."""
+    return nn.Sequential(nn.Linear(784, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 10))
 
 
 def gradients(model: nn.Module, x: Tensor, generator: torch.Generator) -> list[Tensor]:
@@ -185,7 +172,7 @@ def pruned(root: Path, method: str, settings: dict[str, Any], fraction: float, s
     """Accuracy before and after."""
     train, (x_test, y_test) = mnist(root, held)
     if (seed, held) not in starts:
-        starts[seed, held] = dense(train, seed)
+        starts[seed, held] = dense(train, seed, 10, network)
     model = copy.deepcopy(starts[seed, held])
     x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:ROWS]]
     if method in SURGEONS:

@@ -480,3 +480,18 @@ CASES: dict[str, Case] = {
         8 + 8 + 2 * (2 + 8 + 8 + 32), 5,
     ),
 }  # fmt: skip
+
+
+def built(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """A case in float64 and eval mode with its example, nothing as it was initialised: zeros and ones hide faults."""
+    torch.manual_seed(0)
+    case = CASES[name]
+    model, example = case.build().double().eval(), case.example()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and (
+            isinstance(tensor, nn.Parameter) or (tensor.ndim == 1 and name != "a constant buffer")
+        ):
+            tensor.data += torch.rand_like(tensor)
+    return model, tuple(
+        t.double() if t.is_floating_point() else t for t in (example if isinstance(example, tuple) else (example,))
+    )

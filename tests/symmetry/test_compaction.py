@@ -4,23 +4,11 @@ import copy
 
 import pytest
 import torch
-from modules import CASES, Squeeze, resnet20
+from modules import CASES, Squeeze, built, resnet20
 from safetensors.torch import save
 from torch import nn
 
-import isopath as ip
 from isopath.symmetry import Units, compact, symmetries
-
-
-def built(name):
-    torch.manual_seed(0)
-    case = CASES[name]
-    model, example = case.build().double().eval(), case.example()
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point() and (isinstance(tensor, nn.Parameter) or tensor.ndim == 1):
-            tensor.data += torch.rand_like(tensor)
-    example = example if isinstance(example, tuple) else (example,)
-    return model, tuple(t.double() if t.is_floating_point() else t for t in example)
 
 
 def emptied(model, units, share=0.5, seed=0):
@@ -159,7 +147,3 @@ def test_totals_are_sums_over_a_units_entries():
             stays = {key: torch.arange(size) != unit}
             by_mask = sum(float(values[n][~mask].sum()) for n, mask in units.entries(stays).items())
             assert float(totals[key][unit]) == pytest.approx(by_mask, rel=1e-5)
-
-
-def test_the_word_is_at_the_top():
-    assert ip.compact is compact

@@ -5,25 +5,11 @@ import warnings
 
 import pytest
 import torch
-from modules import CASES, Squeeze, mlp, resnet20
+from modules import CASES, Squeeze, built, mlp, resnet20
 from torch import nn
 
 from isopath.check import check_symmetry
 from isopath.symmetry import Permutation, Symmetries, align, symmetries
-
-
-def built(name):
-    torch.manual_seed(0)
-    case = CASES[name]
-    model, example = case.build().double().eval(), case.example()
-    for tensor in (*model.parameters(), *model.buffers()):  # nothing as it was initialised: zeros and ones hide faults
-        if tensor.is_floating_point() and (
-            isinstance(tensor, nn.Parameter) or (tensor.ndim == 1 and name != "a constant buffer")
-        ):
-            tensor.data += torch.rand_like(tensor)
-    return model, tuple(
-        t.double() if t.is_floating_point() else t for t in (example if isinstance(example, tuple) else (example,))
-    )
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -11,7 +11,7 @@ from isopath.network import Network
 from isopath.objectives import channels, prunable, sparsity
 from isopath.symmetry import Units, symmetries
 from isopath.trace import Recovery
-from isopath.trace.sparsifier import MEASURED, REFRESH, Sparsifier
+from isopath.trace.sparsifier import PROBED, REFRESH, Sparsifier
 from networks import build, mlp, x
 
 QUICK = Recovery(steps=4, batch_size=16, rate=2e-3)
@@ -88,9 +88,26 @@ def test_the_channel_whose_loss_is_measured_least_goes_first():
         for unit in range(size):
             point = channels.emptied(units, tracer.network.space, tracer.network.start, key, unit)
             assert bool((point == 0).any())
-            found.append((tracer._rows.drift(point, 0, MEASURED), point))
+            found.append((tracer._rows.drift(point, 0, PROBED), point))
     least = min(found, key=lambda pair: pair[0])[1]
     assert torch.equal(least == 0, ~support)
+
+
+def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path, monkeypatch):
+    whole, step, count = trace(score="metric"), Sparsifier.step, itertools.count()
+
+    def killed(self, state):
+        if next(count) == 6:  # between two rounds in which channels go
+            raise KeyboardInterrupt
+        return step(self, state)
+
+    monkeypatch.setattr("isopath.verbs.time.perf_counter", itertools.count(0, 2).__next__)
+    monkeypatch.setattr(Sparsifier, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trace(score="metric", run=tmp_path / "cut")
+    monkeypatch.setattr(Sparsifier, "step", step)
+    resumed = trace(score="metric", run=tmp_path / "cut", resume=True)
+    assert torch.equal(resumed.waypoints[-1].load(resumed.network), whole.waypoints[-1].theta)
 
 
 def test_each_group_gives_its_share():

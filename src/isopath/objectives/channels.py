@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from isopath.space import Space
-from isopath.symmetry.units import Units
+from isopath.symmetry import Units, symmetries
 
 Scores = Mapping[int, Tensor]  # of each group, (n,)
+
+
+def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction: float) -> Units:
+    """The channels of a module that can go.
+
+    Args:
+        model: any module; it is not modified.
+        example: a few of its inputs.
+        space: whose coordinates may become zero.
+        theta: the point that it is at.
+        fraction: of the weights that is to go.
+
+    Raises:
+        ValueError: none can go, or fewer than asked.
+    """
+    units = within(Units.of(model, example, symmetries(model, example, rescalings=False)), space)
+    if not units.sizes:
+        raise ValueError(f"the model has no channel that can go: {units}")
+    wide = space.where(lambda name, shape: len(shape) >= 2)
+    least = support(units, space, magnitudes(units, space, theta), 1.0, by_layer=False)
+    most = float((~least & wide).sum() / wide.sum())
+    if fraction > most:
+        raise ValueError(
+            f"without its channels but one of each kind {most:.1%} of the weights are zero, got a fraction of "
+            f"{fraction:.1%}; ask for less, or for another pattern. {units}"
+        )
+    return units
 
 
 def within(units: Units, space: Space) -> Units:
@@ -69,7 +97,7 @@ def support(units: Units, space: Space, scores: Scores, fraction: float, by_laye
                 for n, s in zip(space.names, space.shapes)]  # fmt: skip
         return torch.cat(flat)
 
-    wide = torch.cat([torch.full((s.numel(),), len(s) >= 2) for s in space.shapes])
+    wide = space.where(lambda name, shape: len(shape) >= 2).cpu()
     goal, low, high = round(fraction * int(wide.sum())), 0, len(ranked)
     while low < high:  # what is gone grows with the count
         middle = (low + high) // 2

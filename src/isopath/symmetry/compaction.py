@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from isopath.symmetry.finder import symmetries
 from isopath.symmetry.group import Symmetries
 from isopath.symmetry.trial import Trial
-from isopath.symmetry.units import Units, removed, same
+from isopath.symmetry.units import Units, apart, removed, same
 
 
 def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> nn.Module:
@@ -30,12 +30,10 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
         A copy whose layers are smaller, with the model's own class, names, modes and hooks: a plain module to train,
         save and export. Where nothing can go, an equal copy.
     """
-    found = symmetries(model, example, rescalings=False) if found is None else found
-    single = [key for key, group in found.groups.items() if group.shape == (group.size,)]
-    found = found.without([key for key in found.groups if key not in single])
+    found = apart(symmetries(model, example, rescalings=False) if found is None else found)
     zeros = {name: (tensor == 0).detach().cpu() for name, tensor in model.named_parameters()}
     trial = Trial(model, example)
-    for strict in (False, True):
+    for strict in (False, True):  # strictly where a unit that nothing makes leaves act(0) behind
         kept = _kept(Units(found), zeros, strict)
         if same(trial, found, kept, zeros):
             break

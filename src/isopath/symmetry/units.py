@@ -14,7 +14,7 @@ from isopath.symmetry.cells import cells
 from isopath.symmetry.group import Place, Symmetries
 from isopath.symmetry.trial import Trial, alike
 
-Kept = Mapping[int, Tensor]  # of each group, which units stay: booleans, (n,)
+Stays = Mapping[int, Tensor]  # of each group, which units stay: booleans, (n,)
 
 # what a layer knows of its tensors' sizes beside the tensors: attribute, name of the tensor, axis of it
 SIZES: tuple[tuple[type[nn.Module], tuple[tuple[str, str, int], ...]], ...] = (
@@ -54,7 +54,7 @@ class Units:
             found: its symmetries.
         """
         trial = Trial(model, example)
-        single = [key for key, group in found.groups.items() if group.shape == (group.size,)]
+        single = [*apart(found).groups]
         frozen = [_named(found, key, "its units lie within others") for key in found.groups if key not in single]
         half = {key: torch.arange(found.groups[key].size) % 2 == 0 for key in single}
 
@@ -80,7 +80,7 @@ class Units:
         """How many units each group has."""
         return {key: group.size for key, group in self.symmetries.groups.items()}
 
-    def entries(self, kept: Kept) -> dict[str, Tensor]:
+    def entries(self, kept: Stays) -> dict[str, Tensor]:
         """Which entries stay, booleans of the shape of every tensor that some of these groups' units sit in."""
         found, groups = {}, self.symmetries.groups
         for name in dict.fromkeys(name for key in kept for name, _ in groups[key].members):
@@ -119,12 +119,17 @@ class Units:
         return "\n".join([*lines, *(["these stay:", *(f"  {why}" for why in self.frozen)] if self.frozen else [])])
 
 
+def apart(found: Symmetries) -> Symmetries:
+    """Without the groups whose units lie within those of others, as in heads."""
+    return found.without([key for key, group in found.groups.items() if group.shape != (group.size,)])
+
+
 def _named(found: Symmetries, key: int, why: str) -> str:
     group = found.groups[key]
     return f"{group.size} units of {', '.join(f'{name} axis {axis}' for name, axis in group.members[:3])}: {why}"
 
 
-def axis_of(place: Place, kept: Kept) -> Tensor:
+def axis_of(place: Place, kept: Stays) -> Tensor:
     """Which positions of an axis stay, booleans."""
     if place.kind == "group" and place.group in kept:
         return kept[place.group]
@@ -136,7 +141,7 @@ def axis_of(place: Place, kept: Kept) -> Tensor:
     return found
 
 
-def same(trial: Trial, found: Symmetries, kept: Kept, zeros: Mapping[str, Tensor] | None = None) -> bool:
+def same(trial: Trial, found: Symmetries, kept: Stays, zeros: Mapping[str, Tensor] | None = None) -> bool:
     """Whether a module whose units' parameters are zero has the outputs of one without those units, in float64.
 
     Args:
@@ -161,7 +166,7 @@ def same(trial: Trial, found: Symmetries, kept: Kept, zeros: Mapping[str, Tensor
     return alike(after, before)
 
 
-def removed(module: nn.Module, found: Symmetries, kept: Kept) -> None:
+def removed(module: nn.Module, found: Symmetries, kept: Stays) -> None:
     """Cuts a module's parameters and statistics in place, and sets what its layers know of their sizes."""
     tensors = [*module.named_parameters(), *module.named_buffers()]  # held, so that no address is used again
     places = {id(tensor): found.places[name] for name, tensor in tensors if name in found.places}
@@ -187,13 +192,13 @@ def removed(module: nn.Module, found: Symmetries, kept: Kept) -> None:
             owner.in_channels, owner.out_channels = (first, second) if owner.transposed else (second, first)
 
 
-def _divided(place: Place, count: int, kept: Kept) -> int:
+def _divided(place: Place, count: int, kept: Stays) -> int:
     """How many of a grouped layer's groups stay."""
     part = place.parts[0] if place.kind == "product" else place
     return int(axis_of(part, kept).sum()) if part.size == count else count
 
 
-def _cut(tensor: Tensor, places: tuple[Place, ...], kept: Kept) -> Tensor:
+def _cut(tensor: Tensor, places: tuple[Place, ...], kept: Stays) -> Tensor:
     value = tensor.detach()
     for axis, place in enumerate(places):
         stays = axis_of(place, kept)

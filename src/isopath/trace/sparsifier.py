@@ -13,7 +13,7 @@ from isopath.geometry.restricted import Restricted
 from isopath.geometry.saliency import saliency
 from isopath.objectives import channels
 from isopath.objectives.sparsity import CHANNELS, Sparsity, prunable, sparsity
-from isopath.symmetry import Units, symmetries
+from isopath.symmetry import Units
 from isopath.trace.direction import Frame
 from isopath.trace.recovery import Moments, Recovery, Rows, recovered
 from isopath.trace.state import State
@@ -26,7 +26,7 @@ FINEST = 1 / 32  # of such a round's thinning, below which the largest fraction 
 HARM = 2.0  # a round's steps that leave more than so many times the drift that pruning made are taken back
 HARMLESS = 0.2  # share of the tolerance below which nobody asks
 REFRESH = 4  # rounds between two builds of the metric, and between two in which channels go
-MEASURED = 128  # rows on which the loss of a channel is measured
+PROBED = 128  # rows on which the loss of a channel is measured
 SCORED = ("kronecker", "ekfac", "diagonal", "identity")  # metrics whose inverse has a diagonal at hand
 
 
@@ -76,18 +76,10 @@ class Sparsifier(Tracer):
             raise ValueError(
                 "channels are found by running the network on a few inputs, and keep= has none; give a Reference"
             )
-        model, example = self.network.model(self.network.start), references[0]._placed(torch.arange(2), space.device)
-        units = channels.within(Units.of(model, example, symmetries(model, example, rescalings=False)), space)
-        if not units.sizes:
-            raise ValueError(f"the model has no channel that can go: {units}")
-        least = channels.support(units, space, channels.magnitudes(units, space, self.network.start), 1.0, False)
-        most = float((~least & prunable(space)).sum()) / self._count
-        if self._sparsity.fraction != "max" and self._sparsity.fraction > most:
-            raise ValueError(
-                f"without its channels but one of each kind {most:.1%} of the weights are zero, got a fraction of "
-                f"{self._sparsity.fraction:.1%}; ask for less, or for another pattern. {units}"
-            )
-        return units
+        start, asked = self.network.start, self._sparsity.fraction
+        example = references[0]._placed(torch.arange(2), space.device)
+        fraction = 0.0 if asked == "max" else float(asked)
+        return channels.found(self.network.model(start), example, space, start, fraction)
 
     @property
     def _count(self) -> int:
@@ -210,7 +202,7 @@ class Sparsifier(Tracer):
                 scores[key] = torch.full_like(values, -1.0)
                 for unit in values.nonzero().flatten().tolist():
                     point = channels.emptied(units, space, state.theta, key, unit)
-                    scores[key][unit] = self._rows.drift(point, state.attempt, MEASURED)
+                    scores[key][unit] = self._rows.drift(point, state.attempt, PROBED)
         return channels.support(units, space, scores, goal, self._sparsity.scope == "layer")
 
     def _made_up(self, frame: Frame, gone: Tensor, support: Tensor) -> Tensor:
