@@ -7,8 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.sparsity import FRACTIONS
-from benchmarks.sparsity import METHODS as SPARSIFIED
+from benchmarks.sparsity import STUDIES
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("unaligned", "activations", "weights", "mixed", "rescaled")
@@ -38,7 +37,11 @@ TASKS = {
 }  # fmt: skip
 SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath")
 TEXTS = ("fine-tuning", "replay", "lora", "isopath", "isopath, both", "separate")
-SPARSE = {"all": "all 60,000 images as reference", "512": "512 images"}
+SPARSE = {
+    "all": "784-300-100-10, all 60,000 images as reference", "longer": "the same, three times the evaluations",
+    "512": "784-300-100-10, 512 images",
+    "narrow": "784-40-20-10, all images", "lenet-5": "LeNet-5, all images",
+}  # fmt: skip
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -106,11 +109,11 @@ def main() -> None:
             name = f"**{method}**" if method.startswith("isopath") else method
             print(f"| {name} | {' | '.join(cells)} |")
     for reference, what in SPARSE.items():
-        shares = [f"{100 * fraction:g}" for fraction in FRACTIONS[reference]]
+        shares = [f"{100 * fraction:g}" for fraction in STUDIES[reference].fractions]
         heads = " | ".join(f"{share} % zero" for share in shares)
-        print(f"\n| LeNet-300-100, points of MNIST accuracy lost, {what} | {heads} |")
+        print(f"\n| points of MNIST accuracy lost: {what} | {heads} |")
         print("|---" * (len(shares) + 1) + "|")
-        for method in SPARSIFIED[reference]:
+        for method in STUDIES[reference].methods:
             cells = [spread(values(f"sparsity/{reference}/{share}", method, "lost")) for share in shares]
             if any(cell != "–" for cell in cells):
                 print(f"| {f'**{method}**' if method.startswith('isopath') else method} | {' | '.join(cells)} |")
