@@ -18,7 +18,7 @@ LAYERS = (
     "trace",
     "optim",
     "evaluate",
-    "connect",
+    "connect pack",
     "paths",
     "check",
     "run.progress",  # what the verbs show; the rest of the room reads their signatures

@@ -11,6 +11,7 @@ from isopath.evaluate import evaluate, footprint
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
+from isopath.pack import Packing, pack
 from isopath.storage import load_weights, save_weights
 from isopath.symmetry import Permutation, align, compact, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
@@ -24,6 +25,7 @@ __all__ = [
     "Memory",
     "NaturalGradient",
     "NullSpace",
+    "Packing",
     "Penalised",
     "Permutation",
     "Reference",
@@ -46,6 +48,7 @@ __all__ = [
     "metrics",
     "objectives",
     "optim",
+    "pack",
     "paths",
     "save_weights",
     "steps",

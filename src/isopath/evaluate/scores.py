@@ -51,13 +51,13 @@ def evaluate_at(network: Network, theta: Tensor, task: Task) -> Evaluation:
             y, target = task.predict(network, theta, part)
             value, weight = task.loss_of(y, target, part)
             loss, share = loss + float(value), share + weight
-            hits = _hits(y, target, task.loss)
-            if hits is not None:
-                right, rows = right + float(hits.sum()), rows + hits.numel()
+            found = hits(y, target, task.loss)
+            if found is not None:
+                right, rows = right + float(found.sum()), rows + found.numel()
     return Evaluation(loss / share, right / rows if rows else None, rows or len(task))
 
 
-def _hits(y: Tensor, target: Tensor, loss: Any) -> Tensor | None:
+def hits(y: Tensor, target: Tensor, loss: Any) -> Tensor | None:
     """Right or wrong, of every row that counts; `None` where there is no such thing."""
     if loss == "bernoulli":
         return (y > 0) == (target > 0.5)

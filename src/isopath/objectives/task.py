@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from isopath.examples import Examples
 from isopath.network import Network, Output
@@ -53,6 +53,8 @@ class Task(Objective):
             tensor: a key, an attribute's name, an index or a callable (see `Network`).
         batch_size: rows per step.
         weights: the weight of each row in the mean, `(N,)`.
+        stem: a module of the task's own that makes the network's inputs of the task's, where several tasks are packed.
+        head: likewise what makes its outputs of the network's.
 
     Raises:
         ValueError: zero rows, differing row counts, rows that are not finite, or an unknown loss.
@@ -66,6 +68,8 @@ class Task(Objective):
     batch_size: int = 256
     weights: Tensor | None = None
     index: Tensor | None = None  # the rows of a frozen task
+    stem: nn.Module | None = None
+    head: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.loss, str) and self.loss not in LOSSES:
@@ -88,7 +92,15 @@ class Task(Objective):
         return Examples.of(self.x, self.y, what="a task's inputs")
 
     def __call__(self, net: Network, theta: Tensor) -> Tensor:
-        """The mean loss over the frozen batch, or over everything in batches where none is."""
+        """The mean loss over the frozen batch, or over everything in batches where none is.
+
+        Raises:
+            ValueError: the task has a stem or a head, which only a packing gives a place.
+        """
+        if self.stem is not None or self.head is not None:
+            raise ValueError(
+                "a task's stem and head are learned where tasks are packed; for a trace build them into the model"
+            )
         rows = torch.arange(len(self)) if self.index is None else self.index
         total, share = torch.zeros((), dtype=theta.dtype, device=theta.device), 0.0
         for part in rows.split(self.batch_size):

@@ -1,0 +1,146 @@
+"""The training of one task in the weights that it may write."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isopath.network import _arguments as arguments_of
+from isopath.network import pick
+from isopath.objectives import Task
+from isopath.pack.allocation import Pattern, best
+from isopath.pack.owners import Masks
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+WARMUP = 0.02  # share of the steps over which the rate rises
+POWER = 3  # weights go as 1 - (1 - t)³ (Zhu & Gupta 2017, arXiv 1710.01878)
+LOOKS = 100  # how often weights go, over the whole training
+
+
+class Learner:
+    """Steps of a task's loss; what it may not write keeps its value to the bit.
+
+    Args:
+        module: that learns, in place: the body, perhaps with a stem and a head of the task's own.
+        weights: of the body, by name: those that tasks share out.
+        free: where a task may write.
+        task: the loss.
+        steps: in all; the rate rises at first and falls to zero along half a cosine.
+        optimizer: made for the parameters.
+        seed: of the batches.
+        rows: of the task that are learned; all by default.
+    """
+
+    def __init__(
+        self, module: nn.Module, weights: Mapping[str, nn.Parameter], free: Masks, task: Task, steps: int,
+        optimizer: MakeOptimizer, seed: int, rows: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.module, self.weights, self.task, self.steps, self.seed = module.train(), weights, task, steps, seed
+        self.live = {name: mask.clone() for name, mask in free.items()}
+        self.rest = {name: p.detach() * ~self.live[name] for name, p in weights.items()}
+        self.rows = torch.arange(len(task)) if rows is None else rows
+        self.step, self.loss, self.scores = 0, math.nan, {name: torch.zeros_like(p) for name, p in weights.items()}
+        self._optimizer = optimizer([p for p in module.parameters() if p.requires_grad])
+        self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self.device = next(iter(weights.values())).device
+        self._order = torch.zeros(0, dtype=torch.int64)
+        self._random = torch.Generator().manual_seed(seed).get_state()
+
+    def to(self, step: int, scored: bool = False) -> None:
+        """Learns up to a step.
+
+        Args:
+            step: to stop at.
+            scored: whether |w ∂L/∂w| of each weight is summed on the way.
+        """
+        accelerators = [] if self.device.type == "cpu" else [self.device]
+        with torch.random.fork_rng(accelerators, device_type=self.device.type if accelerators else "cuda"):
+            torch.set_rng_state(self._random)  # of dropout
+            while self.step < step:
+                self._stepped(scored)
+            self._random = torch.get_rng_state()
+
+    def shrink(self, start: int, end: int, share: float, pattern: Pattern, first: Masks | None = None) -> None:
+        """Learns up to a step while weights go, the smallest first, until a share of each layer is left.
+
+        Args:
+            start: the step from which they go.
+            end: the step at which the share is reached.
+            share: of the weights of each layer.
+            pattern: of what is left.
+            first: weights that stay rather than others.
+        """
+        self.to(start)
+        before = {name: float(mask.double().mean()) for name, mask in self.live.items()}
+        every = max(1, self.steps // LOOKS)
+        while True:
+            t = 1.0 if self.step + every > end else (self.step + every - start) / max(1, end - start)
+            left = {name: share + (most - share) * (1 - t) ** POWER for name, most in before.items()}
+            self.cut({name: self._best(name, part, pattern, first) for name, part in left.items()})
+            if t >= 1.0:
+                break
+            self.to(min(end, self.step + every))
+        self.to(end)
+
+    def cut(self, live: Masks) -> None:
+        """Only these may be written from now on; others of them are zero."""
+        self.live = {name: mask & self.live[name] for name, mask in live.items()}
+        self._held()
+
+    def _best(self, name: str, share: float, pattern: Pattern, first: Masks | None) -> Tensor:
+        score = self.weights[name].detach().abs()
+        if first is not None:
+            score = score + first[name] * (1 + score.max())
+        return best({name: score}, self.live, share, pattern)[name]
+
+    def _stepped(self, scored: bool) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        rows = self._batch()
+        inputs, target = self.task.examples.take(rows, self.device)
+        args, kwargs = arguments_of(inputs)
+        y = outputs_of(self.task, self.module(*args, **kwargs))
+        value, weight = self.task.loss_of(y, target, rows)
+        loss = value / max(weight, 1e-12)
+        loss.backward()
+        self.loss = float(loss.detach())
+        if not math.isfinite(self.loss):
+            raise FloatingPointError(
+                f"the loss is {self.loss} at step {self.step}; lower rate=, or give another optimizer="
+            )
+        if scored:
+            for name, p in self.weights.items():
+                if p.grad is not None:
+                    self.scores[name] += (p.detach() * p.grad).abs() * self.live[name]
+        progress = self.step / self.steps
+        share = min(1.0, (progress + 1 / self.steps) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
+        for group, rate in zip(self._optimizer.param_groups, self._rates):
+            group["lr"] = rate * share
+        self._optimizer.step()
+        self._held()
+        self.step += 1
+
+    @torch.no_grad()
+    def _held(self) -> None:
+        """What others own is what it was, and what has gone is zero, whatever the optimiser did."""
+        for name, p in self.weights.items():
+            p.copy_(torch.where(self.live[name], p, self.rest[name]))
+
+    def _batch(self) -> Tensor:
+        size = min(self.task.batch_size, len(self.rows))
+        per = len(self.rows) // size
+        epoch, place = divmod(self.step, per)
+        if place == 0 or not len(self._order):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self._order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        return self._order[place * size :][:size]
+
+
+def outputs_of(task: Task, returned: Any) -> Tensor:
+    """The task's outputs in what a module returned."""
+    part = isinstance(task.outputs, slice)
+    y = pick(returned, None if part else task.outputs)  # type: ignore[arg-type]
+    return y[..., task.outputs] if part else y  # type: ignore[index]

@@ -1,0 +1,249 @@
+"""Tasks into a network, one after the other or all at once."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isopath.network import _arguments as arguments_of
+from isopath.objectives import Task
+from isopath.pack.allocation import Pattern, drafted, fits
+from isopath.pack.learner import Learner, MakeOptimizer, outputs_of
+from isopath.pack.member import Member, joined
+from isopath.pack.owners import FREE, Owners
+from isopath.pack.packing import Packing, within
+from isopath.pack.settings import Settings, Share
+from isopath.pack.thinning import thinned
+from isopath.space import Space
+
+DENSE, RAMP = 0.1, 0.6  # shares of the steps: until then all free weights learn, until then they go, then what is left
+TOGETHER = 0.2  # of tasks that choose together: the steps over which saliency is summed
+
+
+def pack(
+    model: nn.Module,
+    tasks: Mapping[str, Task],
+    share: Share = 0.2,
+    *,
+    parallel: bool = False,
+    reuse: bool = True,
+    pattern: str = "unstructured",
+    epochs: float = 5,
+    rate: float = 1e-3,
+    optimizer: MakeOptimizer | None = None,
+    tolerance: float = 0.005,
+    trainable: Iterable[str] | str | None = None,
+    seed: int = 0,
+) -> Packing:
+    """Teaches a network many tasks, each in a sub-network of its own: none ever changes what another does.
+
+    In sequence a task learns in all the weights that are free; the smallest of them go, a few at a time, until its
+    share of each layer is left, which it owns from then on (PackNet, Mallya & Lazebnik 2018, arXiv 1711.05769, with
+    `reuse`; RSN2, Renn et al. 2022, arXiv 2207.08821, without). In parallel all tasks choose at the same time, by
+    Σ |w ∂L/∂w| over their first steps, each weight going to the task that ranks it highest. Biases, normalisation and
+    its statistics are copied for each task, and so are its stem and head.
+
+    Args:
+        model: any module with linear or convolution layers; it is not modified. Free weights start from its values.
+        tasks: by name, in order. A task's `stem` makes the module's inputs of the task's own, its `head` the outputs;
+            both are copied and learn.
+        share: of the weights of each layer that a task gets; `"auto"`: as few as keep its accuracy, on a tenth of its
+            rows that it does not learn from, within `tolerance` of what it was before any went (in sequence only).
+        parallel: all at the same time; they do not read one another's weights.
+        reuse: whether a task reads, and never writes, the weights of the tasks before it.
+        pattern: `"n:m"`: a task owns n of every m neighbouring weights of an output, and the share is n / m.
+        epochs: over each task's rows.
+        rate: of Adam; it rises over the first steps and falls to zero along half a cosine.
+        optimizer: makes another for the parameters, `lambda parameters: SGD(parameters, 0.1)`; its rate likewise.
+        tolerance: of `"auto"`, in accuracy from 0 to 1, or the loss's share where a task has no accuracy.
+        trainable: names or patterns of the parameters that tasks share out or own; the others are shared as they are.
+        seed: of batches and of dropout. The same seed gives the same bits.
+
+    Raises:
+        ValueError: no weights to share out, a share that does not fit (before anything is learned; the message says
+            what is free), labels that leave the head, or an n:m that does not divide a layer's rows.
+    """
+    chosen = tuple([trainable] if isinstance(trainable, str) else trainable) if trainable is not None else None
+    given = Pattern(pattern).share
+    settings = Settings(share if given is None or share != 0.2 else given, reuse, pattern, epochs, rate, tolerance,
+                        chosen, seed, optimizer)  # fmt: skip
+    table, body = Owners.none(model, chosen), copy.deepcopy(model)
+    named = dict(body.named_parameters())
+    values = {name: named[name].detach().clone() for name in table.table}
+    return packed(Packing(body, values, table, {}, settings), tasks, settings, parallel)
+
+
+def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False) -> Packing:
+    """A packing with more tasks.
+
+    Args:
+        packing: to start from.
+        tasks: that join.
+        settings: of these tasks.
+        parallel: whether they choose their weights at the same time.
+    """
+    if not tasks:
+        raise ValueError("there is no task to pack; give {name: ip.Task(x, y), ...}")
+    taken = [name for name in tasks if name in packing]
+    if taken:
+        raise ValueError(f"the name {taken[0]!r} is taken; the packing has {', '.join(map(repr, packing.tasks))}")
+    Settings(settings.share, pattern=settings.pattern)  # a share that does not suit the pattern
+    pattern, auto = Pattern(settings.pattern), settings.share == "auto"
+    if auto and parallel:
+        raise ValueError("tasks that choose together need shares: give share= a number, or parallel=False")
+    pattern.check(packing.table)
+    if not auto:
+        fits(packing.table, dict.fromkeys(tasks, float(settings.share)), pattern)
+    packing = replace(packing, settings=settings)
+    for name, task in tasks.items():
+        _runs(packing, name, task)
+    groups = [dict(tasks)] if parallel else [{name: task} for name, task in tasks.items()]
+    for group in groups:
+        packing = _together(packing, group) if parallel else _next(packing, *next(iter(group.items())))
+    return packing
+
+
+def _runs(packing: Packing, name: str, task: Task) -> None:
+    """Raises where a task's rows do not go through its stem, the body and its head, or its labels leave the head."""
+    module = joined(copy.deepcopy(packing.model), task.stem, task.head).eval()
+    device = next(iter(packing.values.values())).device
+    inputs, target = task.examples.take(torch.arange(min(2, len(task))), device)
+    args, kwargs = arguments_of(inputs)
+    try:
+        with torch.no_grad():
+            y = outputs_of(task, module.to(device)(*args, **kwargs))
+    except RuntimeError as error:
+        raise ValueError(f"the rows of {name!r} do not go through its stem, the body and its head: {error}") from error
+    if task.loss != "cross_entropy" or target.is_floating_point():
+        return
+    labels = torch.as_tensor(task.y) if task.y is not None else target
+    labels = labels[labels != -100]
+    if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < y.shape[-1]):
+        raise ValueError(
+            f"the labels of {name!r} run from {int(labels.min())} to {int(labels.max())}, and its outputs are "
+            f"{y.shape[-1]}; give it a head= with as many, or number the labels from 0"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """A task that is about to learn: its module, and what it may write."""
+
+    name: str
+    owner: int
+    reads: tuple[int, ...]
+    module: nn.Module
+    learner: Learner
+    began: float
+
+
+def _place(packing: Packing, name: str, task: Task, owner: int, reads: tuple[int, ...],
+           rows: Tensor | None = None) -> _Place:  # fmt: skip
+    settings, table = packing.settings, packing.table
+    body = packing.body(within(packing.values, table.of(FREE, *reads)), {})
+    _only(body, settings)
+    module = joined(body, task.stem, task.head)
+    named = dict(body.named_parameters())
+    count = len(task) if rows is None else len(rows)
+    steps = max(1, round(settings.epochs * max(1, count // min(task.batch_size, count))))
+    learner = Learner(module, {n: named[n] for n in packing.values}, table.of(FREE), task, steps, settings.optimized,
+                      settings.seed * 1009 + owner, rows)  # fmt: skip
+    return _Place(name, owner, reads, module, learner, time.perf_counter())
+
+
+def _only(body: nn.Module, settings: Settings) -> None:
+    """The parameters that are not chosen do not learn."""
+    chosen = set(Space.of(body, settings.trainable).names)
+    for name, parameter in body.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+def _numbers(packing: Packing) -> tuple[int, tuple[int, ...]]:
+    """Of the next task, and of those that it reads."""
+    taken = tuple(member.owner for member in packing.members.values())
+    return max(taken, default=FREE) + 1, taken if packing.settings.reuse else ()
+
+
+def _next(packing: Packing, name: str, task: Task) -> Packing:
+    """One task, in all that is free at first and in its share at the end."""
+    settings, pattern = packing.settings, Pattern(packing.settings.pattern)
+    owner, reads = _numbers(packing)
+    if settings.share == "auto":
+        _some_free(packing, name)
+        learned, held = _split(task, settings.seed)
+        place = _place(packing, name, task, owner, reads, learned)
+        about = thinned(place.learner, task, held, settings.tolerance)
+        return _claimed(packing, place, task, about)
+    place = _place(packing, name, task, owner, reads)
+    learner, total = place.learner, place.learner.steps
+    learner.shrink(round(DENSE * total), max(1, round(RAMP * total)), float(settings.share), pattern)
+    learner.to(total)
+    return _claimed(packing, place, task, {})
+
+
+def _some_free(packing: Packing, name: str) -> None:
+    """Raises where a task would find no weight in some layer."""
+    full = [layer for layer, free in packing.table.of(FREE).items() if not bool(free.any())]
+    if full:
+        raise ValueError(
+            f"no weight of {full[0]!r} is free for {name!r}, of all weights {packing.free:.1%}; allow the tasks before "
+            f"it less with a larger tolerance= or a number for share=, or pack a wider network. So far: {packing}"
+        )
+
+
+def _together(packing: Packing, tasks: Mapping[str, Task]) -> Packing:
+    """Tasks that choose their weights at the same time."""
+    settings, pattern = packing.settings, Pattern(packing.settings.pattern)
+    first, reads = _numbers(packing)
+    share, free = float(settings.share), packing.table.of(FREE)
+    places = [_place(packing, name, task, first + k, reads) for k, (name, task) in enumerate(tasks.items())]
+    for place in places:
+        place.learner.to(max(1, round(TOGETHER * place.learner.steps)), scored=True)
+    masks = drafted([place.learner.scores for place in places], free, [share] * len(places), pattern)
+    for place, mask, task in zip(places, masks, tasks.values()):
+        learner = place.learner
+        learner.shrink(learner.step, max(learner.step, round(RAMP * learner.steps)), share, pattern, mask)
+        learner.cut(mask)
+        learner.to(learner.steps)
+        packing = _claimed(packing, place, task, {})
+    return packing
+
+
+def _claimed(packing: Packing, place: _Place, task: Task, about: Mapping[str, Any]) -> Packing:
+    """The packing in which a task owns the weights that it has learned in."""
+    learner, table = place.learner, packing.table.claimed(place.learner.live, place.owner)
+    values = {name: torch.where(learner.live[name], learner.weights[name].detach(), value)
+              for name, value in packing.values.items()}  # fmt: skip
+    body = getattr(place.module, "body", place.module) if _wrapped(task) else place.module
+    before = {**dict(packing.model.named_parameters()), **dict(packing.model.named_buffers())}
+    chosen = set(Space.of(packing.model, packing.settings.trainable).names) - set(values)
+    after = {**{n: p for n, p in body.named_parameters() if n in chosen},
+             **{n: b for n, b in body.named_buffers() if not torch.equal(b, before[n])}}  # fmt: skip
+    own = {name: tensor.detach().clone() for name, tensor in after.items()}
+    stem, head = (getattr(place.module, part).eval() if getattr(task, part) is not None else None
+                  for part in ("stem", "head"))  # fmt: skip
+    owned = sum(int(mask.sum()) for mask in learner.live.values()) / table.size
+    share = owned if packing.settings.share == "auto" else float(packing.settings.share)
+    seconds = round(time.perf_counter() - place.began, 3)
+    told = {"steps": learner.step, "loss": learner.loss, "seconds": seconds, **about}
+    member = Member(place.owner, place.reads, share, own, stem, head, told)
+    return replace(packing, values=values, table=table, members={**packing.members, place.name: member})
+
+
+def _wrapped(task: Task) -> bool:
+    return task.stem is not None or task.head is not None
+
+
+def _split(task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """Rows to learn from and rows to judge by, a tenth of them."""
+    if len(task) < 2:
+        raise ValueError("share='auto' judges by rows that are not learned: give at least two")
+    order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed))
+    held = max(1, len(task) // 10)
+    return order[held:], order[:held]

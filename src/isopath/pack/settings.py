@@ -1,0 +1,71 @@
+"""How tasks are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from isopath.pack.allocation import Pattern
+from isopath.pack.learner import MakeOptimizer
+
+Share = float | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `pack` that a packing repeats.
+
+    Args:
+        share: of the weights of each layer that a task gets, or `"auto"`.
+        reuse: whether a task reads the weights of the tasks before it.
+        pattern: `"unstructured"` or `"n:m"`.
+        epochs: over a task's rows.
+        rate: of Adam, where no optimiser is given.
+        tolerance: with `"auto"`, how much less accurate a task may be than before any of its weights went.
+        trainable: names or patterns of the parameters that tasks share out or own; all trainable ones by default.
+        seed: of batches and of dropout.
+        optimizer: makes one for the parameters; it is not saved.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    share: Share
+    reuse: bool = True
+    pattern: str = "unstructured"
+    epochs: float = 5
+    rate: float = 1e-3
+    tolerance: float = 0.005
+    trainable: tuple[str, ...] | None = None
+    seed: int = 0
+    optimizer: MakeOptimizer | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.share == "auto" or (isinstance(self.share, (int, float)) and 0 < self.share <= 1)):
+            raise ValueError(f"share must lie in (0, 1] or be 'auto', got {self.share!r}")
+        if not (self.epochs > 0 and self.rate > 0 and self.tolerance >= 0):
+            raise ValueError(
+                f"epochs and rate must be > 0 and tolerance >= 0, got {self.epochs}, {self.rate} and {self.tolerance}"
+            )
+        given = Pattern(self.pattern).share
+        if given is not None and self.share != "auto" and abs(float(self.share) - given) > 1e-9:
+            raise ValueError(f"{self.pattern} gives each task {given:g} of the weights, got share={self.share}")
+        if given is not None and self.share == "auto":
+            raise ValueError(f"{self.pattern} gives each task {given:g} of the weights: share='auto' has no choice")
+        if isinstance(self.trainable, (list, str)):
+            names = (self.trainable,) if isinstance(self.trainable, str) else tuple(self.trainable)
+            object.__setattr__(self, "trainable", names)
+
+    def optimized(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser of a task."""
+        return torch.optim.Adam(parameters, self.rate) if self.optimizer is None else self.optimizer(parameters)
+
+    def saved(self) -> dict[str, Any]:
+        """What a file keeps."""
+        kept = asdict(replace(self, optimizer=None))
+        kept.pop("optimizer")
+        return kept
