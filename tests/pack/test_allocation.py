@@ -17,7 +17,7 @@ def test_a_claim_of_an_owned_weight_is_refused():
     mask = torch.tensor([[True, True, False, False]])
     owners = owners.claimed({"0.weight": mask}, 1)
     assert owners.free == 0.5 and owners.counts(1) == {"0.weight": 2}
-    with pytest.raises(ValueError, match="1 of the weights of '0.weight' that task 2 claims have an owner"):
+    with pytest.raises(ValueError, match=r"1 of the weights of '0.weight' that task 2 claims have an owner"):
         owners.claimed({"0.weight": torch.tensor([[False, True, True, False]])}, 2)
     with pytest.raises(ValueError, match="numbered 1 to 32767, got 0"):
         owners.claimed({"0.weight": ~mask}, 0)
@@ -80,17 +80,17 @@ def test_a_draft_by_groups_gives_each_task_its_own_of_every_group():
 
 def test_what_does_not_fit_is_refused_and_named():
     owners = table(10, 20)
-    with pytest.raises(ValueError, match="100.0% of the weights are free, and 'a', 'b' ask for 120.0%"):
+    with pytest.raises(ValueError, match=r"100.0% of the weights are free, and 'a', 'b' ask for 120.0%"):
         fits(owners, {"a": 0.6, "b": 0.6}, Pattern())
     with pytest.raises(ValueError, match=r"5.00% is none of the 10 weights of '0.weight'.*at least 10.00%"):
         fits(owners, {"a": 0.05}, Pattern())
     with pytest.raises(ValueError, match=r"the share of 'a' must lie in \(0, 1\], got 0"):
         fits(owners, {"a": 0}, Pattern())
     taken = owners.claimed({"0.weight": torch.ones(1, 10, dtype=torch.bool)}, 1)
-    with pytest.raises(ValueError, match="0 of 10 neighbouring weights of '0.weight' are free, and 'b' ask for 5"):
+    with pytest.raises(ValueError, match=r"0 of 10 neighbouring weights of '0.weight' are free, and 'b' ask for 5"):
         fits(taken, {"b": 0.5}, Pattern())
 
 
 def test_a_row_that_the_pattern_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="'0.weight' has 10 weights for each output, which 2:4 does not divide"):
+    with pytest.raises(ValueError, match=r"'0.weight' has 10 weights for each output, which 2:4 does not divide"):
         Pattern("2:4").check(table(10))

@@ -60,12 +60,10 @@ def test_owners_are_disjoint_and_complete(packed):
 
 
 @pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("more", [{}, {"share": 0.1}, {"parallel": True}])
-def test_later_tasks_leave_an_earlier_ones_outputs_bit_identical(tmp_path, packed, reuse, more):
+@pytest.mark.parametrize("share", [None, 0.1, "auto"])
+def test_later_tasks_leave_an_earlier_ones_outputs_bit_identical(tmp_path, packed, reuse, share):
     x, before = separable()[0], {name: packed[name](separable()[0]) for name in packed}
-    parallel = {"parallel": more.get("parallel", False)}
-    after = packed.add("c", task(2), more.get("share"), reuse=reuse, epochs=2, **({} if not more else {}))
-    assert not parallel["parallel"] or after["c"] is not None
+    after = packed.add("c", task(2), share, reuse=reuse, epochs=2)
     after.save(tmp_path / "p.safetensors")
     loaded = Packing.load(tmp_path / "p.safetensors", body(norm=True))
     for name, y in before.items():
@@ -261,7 +259,7 @@ def test_capacity_that_runs_out_is_an_error_before_training(packed):
         ip.pack(body(), {"a": last, "b": last, "c": last}, 0.4)
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 1.5, "all", None])
+@pytest.mark.parametrize("share", [0, -0.1, 1.5, "all"])
 def test_a_share_out_of_range_is_refused(share):
     with raises("share must lie in"):
         ip.pack(body(), {"a": task()}, share)

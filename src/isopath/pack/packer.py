@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from isopath.objectives import Task
 from isopath.pack.allocation import Pattern, drafted, fits
 from isopath.pack.learner import Learner, MakeOptimizer, outputs_of
 from isopath.pack.member import Member, joined
-from isopath.pack.owners import FREE, Owners
+from isopath.pack.owners import FREE
 from isopath.pack.packing import Packing, within
 from isopath.pack.settings import Settings, Share
 from isopath.pack.thinning import thinned
@@ -29,7 +29,7 @@ TOGETHER = 0.2  # of tasks that choose together: the steps over which saliency i
 def pack(
     model: nn.Module,
     tasks: Mapping[str, Task],
-    share: Share = 0.2,
+    share: Share | None = None,
     *,
     parallel: bool = False,
     reuse: bool = True,
@@ -53,8 +53,9 @@ def pack(
         model: any module with linear or convolution layers; it is not modified. Free weights start from its values.
         tasks: by name, in order. A task's `stem` makes the module's inputs of the task's own, its `head` the outputs;
             both are copied and learn.
-        share: of the weights of each layer that a task gets; `"auto"`: as few as keep its accuracy, on a tenth of its
-            rows that it does not learn from, within `tolerance` of what it was before any went (in sequence only).
+        share: of the weights of each layer that a task gets, a fifth by default; `"auto"`: as few as keep its accuracy,
+            on a tenth of its rows that it does not learn from, within `tolerance` of what it was before any went (in
+            sequence only).
         parallel: all at the same time; they do not read one another's weights.
         reuse: whether a task reads, and never writes, the weights of the tasks before it.
         pattern: `"n:m"`: a task owns n of every m neighbouring weights of an output, and the share is n / m.
@@ -69,14 +70,19 @@ def pack(
         ValueError: no weights to share out, a share that does not fit (before anything is learned; the message says
             what is free), labels that leave the head, or an n:m that does not divide a layer's rows.
     """
-    chosen = tuple([trainable] if isinstance(trainable, str) else trainable) if trainable is not None else None
+    settings = settings_of(share, reuse, pattern, epochs, rate, optimizer, tolerance, trainable, seed)
+    return packed(Packing.none(model, settings), tasks, settings, parallel)
+
+
+def settings_of(
+    share: Share | None, reuse: bool, pattern: str, epochs: float, rate: float, optimizer: MakeOptimizer | None,
+    tolerance: float, trainable: Iterable[str] | str | None, seed: int,
+) -> Settings:  # fmt: skip
+    """The arguments of `pack`, checked; a share that is not given is the pattern's, or a fifth."""
     given = Pattern(pattern).share
-    settings = Settings(share if given is None or share != 0.2 else given, reuse, pattern, epochs, rate, tolerance,
-                        chosen, seed, optimizer)  # fmt: skip
-    table, body = Owners.none(model, chosen), copy.deepcopy(model)
-    named = dict(body.named_parameters())
-    values = {name: named[name].detach().clone() for name in table.table}
-    return packed(Packing(body, values, table, {}, settings), tasks, settings, parallel)
+    share = share if share is not None else 0.2 if given is None else given
+    names = (trainable,) if isinstance(trainable, str) else None if trainable is None else tuple(trainable)
+    return Settings(share, reuse, pattern, epochs, rate, tolerance, names, seed, optimizer)
 
 
 def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False) -> Packing:
@@ -88,12 +94,19 @@ def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, para
         settings: of these tasks.
         parallel: whether they choose their weights at the same time.
     """
+    *_, last = each(packing, tasks, settings, parallel)
+    return last
+
+
+def each(
+    packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False
+) -> Iterator[Packing]:
+    """The packings on the way, with a task more each; what cannot be is refused before anything is learned."""
     if not tasks:
         raise ValueError("there is no task to pack; give {name: ip.Task(x, y), ...}")
     taken = [name for name in tasks if name in packing]
     if taken:
         raise ValueError(f"the name {taken[0]!r} is taken; the packing has {', '.join(map(repr, packing.tasks))}")
-    Settings(settings.share, pattern=settings.pattern)  # a share that does not suit the pattern
     pattern, auto = Pattern(settings.pattern), settings.share == "auto"
     if auto and parallel:
         raise ValueError("tasks that choose together need shares: give share= a number, or parallel=False")
@@ -103,10 +116,12 @@ def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, para
     packing = replace(packing, settings=settings)
     for name, task in tasks.items():
         _runs(packing, name, task)
-    groups = [dict(tasks)] if parallel else [{name: task} for name, task in tasks.items()]
-    for group in groups:
-        packing = _together(packing, group) if parallel else _next(packing, *next(iter(group.items())))
-    return packing
+    if parallel:
+        yield from _together(packing, tasks)
+        return
+    for name, task in tasks.items():
+        packing = _next(packing, name, task)
+        yield packing
 
 
 def _runs(packing: Packing, name: str, task: Task) -> None:
@@ -197,7 +212,7 @@ def _some_free(packing: Packing, name: str) -> None:
         )
 
 
-def _together(packing: Packing, tasks: Mapping[str, Task]) -> Packing:
+def _together(packing: Packing, tasks: Mapping[str, Task]) -> Iterator[Packing]:
     """Tasks that choose their weights at the same time."""
     settings, pattern = packing.settings, Pattern(packing.settings.pattern)
     first, reads = _numbers(packing)
@@ -212,7 +227,7 @@ def _together(packing: Packing, tasks: Mapping[str, Task]) -> Packing:
         learner.cut(mask)
         learner.to(learner.steps)
         packing = _claimed(packing, place, task, {})
-    return packing
+        yield packing
 
 
 def _claimed(packing: Packing, place: _Place, task: Task, about: Mapping[str, Any]) -> Packing:

@@ -43,6 +43,17 @@ class Packing:
     members: Mapping[str, Member] = field(repr=False)
     settings: Settings
 
+    @classmethod
+    def none(cls, model: nn.Module, settings: Settings) -> Packing:
+        """No task yet: every weight of a copy of the model is free.
+
+        Raises:
+            ValueError: it has no weights to share out.
+        """
+        table, body = Owners.none(model, settings.trainable), copy.deepcopy(model)
+        named = dict(body.named_parameters())
+        return cls(body, {name: named[name].detach().clone() for name in table.table}, table, {}, settings)
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Their names, in the order in which they came."""

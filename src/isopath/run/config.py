@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from isopath.connect import connect
 from isopath.objectives import Task
+from isopath.pack import pack
 from isopath.run.data import Data
 from isopath.run.hints import admits_objects, asked, fits, said, values_of
 from isopath.run.names import ConfigError, found, unknown
@@ -83,10 +84,21 @@ def _connected(
     """
 
 
+def _packed(model: nn.Module, tasks: Mapping[str, Task], weights: str | None = None) -> None:
+    """The keys beside the arguments of `isopath.pack`.
+
+    Args:
+        model: the body.
+        tasks: what is packed, by name, in order; a task may have a stem: and a head:.
+        weights: a safetensors file with the model's state dict, or a run folder for the last waypoint in it.
+    """
+
+
 # of each verb: the function, the keys besides, and which arguments the command line gives itself
 VERBS: dict[str, tuple[Callable[..., Any], Callable[..., None], tuple[str, ...]]] = {
     "trace": (trace, _traced, ("run", "resume", "progress")),
     "connect": (connect, _connected, ("model_a", "model_b", "permutation")),
+    "pack": (pack, _packed, ()),
 }
 
 
@@ -166,7 +178,7 @@ def resolve(tree: Mapping[str, Tree], verb: str = "trace") -> dict[str, Tree]:
 
     Args:
         tree: of a config file.
-        verb: whose arguments it spells, `"trace"` or `"connect"`.
+        verb: whose arguments it spells, `"trace"`, `"connect"` or `"pack"`.
 
     Raises:
         ConfigError: an unknown key or class, a missing argument, or a value of the wrong kind.

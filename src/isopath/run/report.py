@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from isopath.run.curve_figures import curve_figures
+from isopath.run.packed_figures import packed_figures
 from isopath.run.style import Row
 from isopath.run.trace_figures import accuracy_figure, history_figure, plane_figure, spectrum_figure
 from isopath.run.words import number, percent, shown
@@ -43,6 +44,8 @@ def render(run: Path) -> str:
     metrics, (history, notes) = _json(run / "metrics.json"), _history(_content(run / "history.jsonl").split("\n"))
     if info.get("verb") == "connect":
         figures = curve_figures(metrics, history)
+    elif info.get("verb") == "pack":
+        figures = packed_figures(metrics)
     else:
         figures = {
             "history": history_figure(history, number(info.get("tolerance"))),
@@ -100,7 +103,7 @@ def table(metrics: Row) -> dict[str, Any]:
     best = {}
     for column in columns:
         values = [value for row in ends if (value := number(row[column])) is not None]
-        if len(values) > 1 and ("accuracy" in column or column in ("agreement", "drift")):
+        if columns[0] == "method" and len(values) > 1 and ("accuracy" in column or column in ("agreement", "drift")):
             best[column] = min(values) if column == "drift" else max(values)
     subjects = [row for row in ends if str(row.get("method")).startswith("isopath")] or ends
     starts = [row for row in rows if row.get("method") == "start"]

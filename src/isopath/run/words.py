@@ -27,7 +27,7 @@ def shown(value: Any, column: str = "") -> str:
         return value or "–"
     if number(value) is None:
         return "–" if value is None or isinstance(value, float) else json.dumps(value)
-    if any(word in column for word in ("accuracy", "agreement", "sparsity")):
+    if any(word in column for word in ("accuracy", "agreement", "sparsity", "share")):
         return percent(value)
     if "seconds" in column:
         return f"{value:,.1f}"
