@@ -61,6 +61,8 @@ class PackJob:
             torch.manual_seed(tree["seed"])  # of stems and heads
             tasks = built(tree["tasks"], "tasks", device)
             tests = built(tree["evaluate"] or {}, "evaluate", device)
+        if not tasks:
+            raise ConfigError("tasks: there is no task to pack; name at least one")
         strange = [name for name in tests if name not in tasks]
         if strange:
             raise ConfigError(f"evaluate.{strange[0]} is none of the tasks that are packed: {', '.join(tasks)}")

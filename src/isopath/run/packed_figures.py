@@ -28,9 +28,9 @@ def owners_figure(metrics: Row) -> go.Figure | None:
             marker={"color": colour, "pattern": pattern, "line": {"width": 0}},
             hovertemplate=f"%{{y}}<br><b>%{{x:.1%}}</b><extra>{safe(task)}</extra>",
         )  # fmt: skip
-    figure.update_layout(barmode="stack", height=max(220, 120 + 46 * len(names)))
+    figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     figure.update_yaxes(showgrid=False)
-    return figure.update_xaxes(tickformat=".0%", range=[0, 1], title_text="share of the layer's weights")
+    return figure.update_xaxes(tickformat=".0%", dtick=0.2, range=[0, 1.005], title_text="share of the layer's weights")
 
 
 def tasks_figure(metrics: Row) -> go.Figure | None:

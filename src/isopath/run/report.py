@@ -105,6 +105,7 @@ def table(metrics: Row) -> dict[str, Any]:
         values = [value for row in ends if (value := number(row[column])) is not None]
         if columns[0] == "method" and len(values) > 1 and ("accuracy" in column or column in ("agreement", "drift")):
             best[column] = min(values) if column == "drift" else max(values)
-    subjects = [row for row in ends if str(row.get("method")).startswith("isopath")] or ends
+    compared = columns[:1] == ["method"]
+    subjects = [row for row in ends if str(row.get("method")).startswith("isopath")] or (ends if compared else [])
     starts = [row for row in rows if row.get("method") == "start"]
     return {"columns": columns, "rows": rows, "start": [*starts, {}][0], "subject": [*subjects, {}][0], "best": best}
