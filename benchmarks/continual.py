@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.harness import GROUND, RESULTS, arguments, run, table
+from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
 from benchmarks.learners.ewc import EWC
 from benchmarks.learners.gpm import GPM
 from benchmarks.learners.kept import Kept
@@ -227,18 +227,14 @@ def _ran(p: Protocol, method: str) -> tuple[str, ...]:
 
 def best(args: Any, name: str, method: str) -> dict[str, Any] | None:
     """The method's settings that are best on held-out images; `None` while they are not all known."""
-    p, grid, scores = PROTOCOLS[name], GRIDS[name][method], []
-    p = replace(p, steps=SHORTER.get(name, p.steps))
-    if len(grid) == 1:
-        return grid[0]
-    for k, settings in enumerate(grid):
+    p = replace(PROTOCOLS[name], steps=SHORTER.get(name, PROTOCOLS[name].steps))
+
+    def tried(k: int, settings: dict[str, Any]) -> dict[str, Any] | None:
         work = partial(learned, args.data, p, method, settings, 0, p.tasks, True)
         fixed = {**settings, "protocol": p.described}
-        row = run(f"continual/{name}/grid", f"{method}-{k}", 0, fixed, args, work, _ran(p, method))
-        if row is None:
-            return None
-        scores.append(row["average"])
-    return grid[max(range(len(grid)), key=scores.__getitem__)]
+        return run(f"continual/{name}/grid", f"{method}-{k}", 0, fixed, args, work, _ran(p, method))
+
+    return chosen(GRIDS[name][method], tried, "average")
 
 
 def main() -> None:

@@ -11,12 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import isopath
 
+Settings = TypeVar("Settings")
 RESULTS = Path(__file__).parent / "results"
 GROUND = ("space", "network", "examples", "objectives/objective", "objectives/task")
 RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "blocks", "combined", "divergence", "exact", "factors",
@@ -94,6 +95,28 @@ def run(
     path.write_text(json.dumps(row, indent=1) + "\n")
     print(f"{protocol} {method} seed {seed}: {scores}", flush=True)
     return row
+
+
+def chosen(
+    grid: Sequence[Settings], tried: Callable[[int, Settings], Mapping[str, Any] | None], key: str, last: bool = False
+) -> Settings | None:
+    """The settings whose held-out row is best; `None` while they are not all known.
+
+    Args:
+        grid: of settings; one alone is not tried.
+        tried: gives the row of the kth settings.
+        key: of the row, the higher the better.
+        last: whether of equal ones the last is taken, not the first.
+    """
+    if len(grid) == 1:
+        return grid[0]
+    scores = []
+    for k, settings in enumerate(grid):
+        row = tried(k, settings)
+        if row is None:
+            return None
+        scores.append((row[key], k if last else -k))
+    return grid[max(range(len(grid)), key=scores.__getitem__)]
 
 
 def _public(words: list[str]) -> list[str]:

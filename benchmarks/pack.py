@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import isopath as ip
-from benchmarks.harness import GROUND, RESULTS, arguments, run, table
+from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
 from benchmarks.tasks.mixed import CLASSES, SIZES, mixed
 from benchmarks.tasks.mnist import permuted
 
@@ -116,14 +116,12 @@ def scored(root: Path, name: str, method: str, rate: float, seed: int, held: boo
 
 def best(args: Any, name: str, method: str) -> float | None:
     """The rate that is best on held-out rows."""
-    scores = []
-    for rate in RATES:
+
+    def tried(k: int, rate: float) -> dict[str, Any] | None:
         work = partial(scored, args.data, name, method, rate, 0, True)
-        row = run(f"pack/{name}/grid", f"{method} {rate:g}", 0, {"rate": rate}, args, work, _ran(name, method))
-        if row is None:
-            return None
-        scores.append(row["average"])
-    return RATES[max(range(len(RATES)), key=scores.__getitem__)]
+        return run(f"pack/{name}/grid", f"{method} {rate:g}", 0, {"rate": rate}, args, work, _ran(name, method))
+
+    return chosen(RATES, tried, "average")
 
 
 def _ran(name: str, method: str) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks import surgeons
-from benchmarks.harness import GROUND, RAN, RESULTS, arguments, run, table
+from benchmarks.harness import GROUND, RAN, RESULTS, arguments, chosen, run, table
 from benchmarks.surgeons import cut, stays, weights
 from benchmarks.tasks.mnist import Pair, mnist
 from isopath.geometry.divergence import divergence_of
@@ -238,16 +238,14 @@ def pruned(root: Path, study: Study, method: str, settings: Settings, fraction: 
 
 def best(args: Any, name: str, method: str, starts: Any) -> Settings | None:
     """The settings that are best on held-out images."""
-    study, scores = STUDIES[name], []
-    grid = study.methods[method]
-    for settings in grid if len(grid) > 1 else ():
+    study = STUDIES[name]
+
+    def tried(k: int, settings: Settings) -> dict[str, Any] | None:
         work = partial(pruned, args.data, study, method, settings, study.tuned, 0, True, starts)
         label = " ".join([method, *(f"{value:g}" for value in settings.values())])
-        row = run(f"sparsity/{name}/grid", label, 0, settings, args, work, _ran(method))
-        if row is None:
-            return None
-        scores.append(row["accuracy"])
-    return grid[max(range(len(grid)), key=lambda k: scores[k] if scores else 0.0)]
+        return run(f"sparsity/{name}/grid", label, 0, settings, args, work, _ran(method))
+
+    return chosen(study.methods[method], tried, "accuracy")
 
 
 def _ran(method: str) -> tuple[str, ...]:
@@ -263,10 +261,10 @@ def main() -> None:
         if args.only and name not in args.only:
             continue
         methods = [m for m in study.methods if not args.methods or m in args.methods.split(";")]
-        chosen = {method: best(args, name, method, starts) for method in methods}
+        settled = {method: best(args, name, method, starts) for method in methods}
         for fraction in study.fractions:
             rows = []
-            for method, settings in chosen.items():
+            for method, settings in settled.items():
                 for seed in args.seeds if settings is not None else ():
                     work = partial(pruned, args.data, study, method, settings, fraction, seed, False, starts)
                     place = f"sparsity/{name}/{100 * fraction:g}"

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import isopath as ip
-from benchmarks.harness import GROUND, RESULTS, arguments, run, table
+from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
 from benchmarks.sparsity import OURS, ROWS, STAGES, dense, narrow
 from benchmarks.surgeons import KFAC, Diagonal, Magnitude, WoodFisher, operated, weights
 from benchmarks.tasks.mnist import mnist
@@ -86,24 +86,22 @@ def _ran(method: str) -> tuple[str, ...]:
 
 def best(args: Any, method: str, starts: Any) -> dict[str, Any] | None:
     """The settings that are best on held-out images."""
-    grid, scores = GRIDS[method], []
-    for k, settings in enumerate(grid):
+
+    def tried(k: int, settings: dict[str, Any]) -> dict[str, Any] | None:
         work = partial(pruned, args.data, method, settings, 0.95, 0, True, starts)
-        row = run("surgery/grid", f"{method} {k}", 0, settings, args, work, _ran(method))
-        if row is None:
-            return None
-        scores.append(row["accuracy"])
-    return grid[max(range(len(grid)), key=scores.__getitem__)]
+        return run("surgery/grid", f"{method} {k}", 0, settings, args, work, _ran(method))
+
+    return chosen(GRIDS[method], tried, "accuracy")
 
 
 def main() -> None:
     """Runs what is missing and prints the tables."""
     args, texts = arguments(__doc__ or ""), []
     starts: dict[tuple[int, bool], nn.Sequential] = {}
-    chosen = {method: best(args, method, starts) for method in GRIDS if not args.only or method in args.only}
+    settled = {method: best(args, method, starts) for method in GRIDS if not args.only or method in args.only}
     for fraction in FRACTIONS:
         rows = []
-        for method, settings in chosen.items():
+        for method, settings in settled.items():
             for seed in args.seeds if settings is not None else ():
                 work = partial(pruned, args.data, method, settings, fraction, seed, False, starts)
                 rows.append(run(f"surgery/{100 * fraction:g}", method, seed, settings, args, work, _ran(method)))

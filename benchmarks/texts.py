@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks.continual import OURS
-from benchmarks.harness import RESULTS, arguments, run, table
+from benchmarks.harness import RESULTS, arguments, chosen, run, table
 from benchmarks.tasks.texts import TASKS, Texts, pretrained, texts
 
 SIZE, KEPT, REPLAYED = 32, 100, 16
@@ -213,16 +213,14 @@ def accuracy(model: Classifier, name: str, data: Texts) -> float:
 
 def best(args: Any, method: str) -> Settings | None:
     """The settings that are best on held-out texts; `None` while they are not all known."""
-    grid, scores = METHODS[method][1], []
     names = list(TASKS)[:TUNED]
-    for k, settings in enumerate(grid):
+
+    def tried(k: int, settings: Settings) -> dict[str, Any] | None:
         work = partial(learned, args.data, method, settings, 0, args.epochs, names, True)
         fixed = {**settings, "epochs": args.epochs, "tasks": names, "texts": FEWER}
-        row = run("texts/grid", f"{method}-{k}", 0, fixed, args, work, _ran(method))
-        if row is None:
-            return None
-        scores.append(row["average"])
-    return grid[max(range(len(grid)), key=lambda k: (scores[k], k))]
+        return run("texts/grid", f"{method}-{k}", 0, fixed, args, work, _ran(method))
+
+    return chosen(METHODS[method][1], tried, "average", last=True)
 
 
 def _ran(method: str) -> tuple[str, ...]:
