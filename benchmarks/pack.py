@@ -131,12 +131,14 @@ def _ran(name: str, method: str) -> tuple[str, ...]:
 
 def main() -> None:
     """Runs what is missing and prints the tables."""
-    args, texts = arguments(__doc__ or ""), []
+    args, texts = arguments(__doc__ or "", methods=""), []
     for name in STUDIES:
         if args.only and name not in args.only:
             continue
         rows = []
         for method in METHODS:
+            if args.methods and method not in args.methods.split(";"):
+                continue
             rate = best(args, name, method)
             for seed in args.seeds if rate is not None else ():
                 work = partial(scored, args.data, name, method, rate or 0.0, seed, False)
@@ -144,7 +146,7 @@ def main() -> None:
         if any(rows):
             columns = ["average", *(CLASSES if name == "mixed" else ()), "used", "seconds_training"]
             texts.append(f"{name}\n\n{table(rows, columns, '{:.4g}')}")
-    if not args.only:
+    if not args.only and not args.methods:
         (RESULTS / "pack.md").write_text("\n\n".join(texts) + "\n")
     print("\n\n".join(texts))
 
