@@ -143,9 +143,11 @@ def test_a_trained_network_starts_the_first_task():
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
-    kept = ip.Task(x, model(x).detach().argmax(1), batch_size=40)
+    with torch.no_grad():
+        y = model(x)
+    kept = ip.Task(x, y.softmax(1), loss=nn.functional.cross_entropy, batch_size=40)  # no label is read
     packed = ip.pack(model, {"old": kept, "new": task(1)}, 0.3, epochs=4)
-    assert ip.evaluate(packed["old"], kept).accuracy > 0.97
+    assert float((packed["old"](x).argmax(1) == y.argmax(1)).double().mean()) > 0.97
 
 
 # --- any module ----------------------------------------------------------------------------------------------------
