@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from isopath.geometry.gram import Gram
 from isopath.geometry.reference import Part, Reference
-from isopath.network import Network, pick
+from isopath.network import Network, Output, pick
 from isopath.network import _arguments as arguments_of
 from isopath.pack import Packing
 from isopath.symmetry import Permutation, Symmetries, symmetries
@@ -224,43 +224,34 @@ def check_symmetry(
     return worst
 
 
-@dataclass(frozen=True)
-class DisjointCheck:
-    """Whether the sub-networks of a packing are apart.
+def check_disjoint(packing: Packing, examples: Mapping[str, Any], output: Output = None) -> float:
+    """The largest change of a task's outputs when all that it must not see is replaced by infinities.
 
-    Attributes:
-        shared: weights that two tasks own by what they say themselves.
-        share: free and used together, as a fraction of all weights.
-        leaked: the largest change of a task's outputs when every weight that it neither owns nor reads is replaced.
-    """
-
-    shared: int
-    share: float
-    leaked: float
-
-
-def check_disjoint(packing: Packing, examples: Mapping[str, Any], seed: int = 0) -> DisjointCheck:
-    """Replaces what a task must not see, task by task, by infinities and noise, and counts owners.
+    That is every weight that it neither owns nor reads, and the biases, normalisation, statistics, stem and head of all
+    other tasks.
 
     Args:
         packing: of some tasks.
-        examples: a few inputs of each task, by its name.
-        seed: of the noise.
+        examples: a few inputs of each task to check, by its name.
+        output: picks the output tensor from what a task's module returns (see `Network`).
     """
-    generator, leaked = torch.Generator().manual_seed(seed), 0.0
-    claims = [packing.table.of(member.owner) for member in packing.members.values()]
-    total = {name: torch.stack([claim[name] for claim in claims]).sum(0) for name in packing.values}
+    leaked = 0.0
     for name, example in examples.items():
         member = packing.members[name]
         seen = packing.table.of(member.owner, *member.reads)
-        values = {n: torch.where(seen[n], value, torch.inf * torch.randn(value.shape, generator=generator).to(value))
-                  for n, value in packing.values.items()}  # fmt: skip
+        values = {n: value.masked_fill(~seen[n], torch.inf) for n, value in packing.values.items()}
+        others = {n: m if n == name else replace(m, own={k: _spoilt(v) for k, v in m.own.items()}, stem=None, head=None)
+                  for n, m in packing.members.items()}  # fmt: skip
         args, kwargs = arguments_of(example)
         with torch.no_grad():
-            y, other = (pick(p[name](*args, **kwargs)) for p in (packing, replace(packing, values=values)))
-        leaked = max(leaked, float((y - other).abs().nan_to_num(torch.inf).max()))
-    shared = sum(int((count > 1).sum()) for count in total.values())
-    return DisjointCheck(shared, packing.free + sum(packing.used.values()), leaked)
+            kept, spoilt = (pick(p[name](*args, **kwargs), output)
+                            for p in (packing, replace(packing, values=values, members=others)))  # fmt: skip
+        leaked = max(leaked, float((kept - spoilt).abs().nan_to_num(torch.inf).max()))
+    return leaked
+
+
+def _spoilt(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, torch.inf) if tensor.is_floating_point() else tensor
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,14 @@ def test_a_draft_by_groups_gives_each_task_its_own_of_every_group():
 
 def test_what_does_not_fit_is_refused_and_named():
     owners = table(10, 20)
-    with pytest.raises(ValueError, match=r"100.0% of the weights are free, and 'a', 'b' ask for 120.0%"):
+    with pytest.raises(ValueError, match=r"100.0% of the weights are free, and asked for 'a', 'b': 120.0%"):
         fits(owners, {"a": 0.6, "b": 0.6}, Pattern())
     with pytest.raises(ValueError, match=r"5.00% is none of the 10 weights of '0.weight'.*at least 10.00%"):
         fits(owners, {"a": 0.05}, Pattern())
     with pytest.raises(ValueError, match=r"the share of 'a' must lie in \(0, 1\], got 0"):
         fits(owners, {"a": 0}, Pattern())
     taken = owners.claimed({"0.weight": torch.ones(1, 10, dtype=torch.bool)}, 1)
-    with pytest.raises(ValueError, match=r"0 of 10 neighbouring weights of '0.weight' are free, and 'b' ask for 5"):
+    with pytest.raises(ValueError, match=r"0 of 10 neighbouring weights of '0.weight' are free, and asked for 'b': 5"):
         fits(taken, {"b": 0.5}, Pattern())
 
 

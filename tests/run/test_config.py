@@ -18,6 +18,7 @@ from isopath.run.data import Data
 from isopath.run.data import digits as read_digits
 from isopath.run.hints import fits
 from isopath.run.job import Job, architecture
+from isopath.run.packed import PackJob
 
 LINEAR = [
     {"class_path": "torch.nn.Flatten"},
@@ -123,6 +124,13 @@ def test_resolving_and_writing_twice_changes_nothing(tmp_path: Path) -> None:
     assert resolve(again) == tree
 
 
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("tasks: {a: 1, b: 2, a: 3}")
+    with pytest.raises(ConfigError, match="the key 'a' comes twice"):
+        read(file)
+
+
 def test_every_shipped_config_resolves() -> None:
     shipped = sorted(Path(__file__).parents[2].glob("examples/configs/*.yaml"))
     assert shipped
@@ -132,6 +140,10 @@ def test_every_shipped_config_resolves() -> None:
             tree = resolve(given, "connect")
             assert resolve(tree, "connect") == tree
             assert isinstance(architecture(tree, torch.device("cpu")), nn.Module)
+        elif "tasks" in given:
+            tree = resolve(given, "pack")
+            assert resolve(tree, "pack") == tree
+            assert list(PackJob.of(tree).tasks) == ["digits 0-4", "digits 5-9", "all digits"]
         else:
             assert isinstance(Job.of({**resolve(given), "weights": None}).arguments["model"], nn.Module)
 

@@ -101,23 +101,29 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
     x = digits(True).inputs
     assert all(torch.equal(one[name](x), two[name](x)) for name in ("low", "high"))
     assert all(torch.equal(one.owners[name], two.owners[name]) for name in one.owners)
+    assert [row["task"] for row in read_lines(broken / "history.jsonl")[0]] == ["low", "high"]
 
 
 def test_in_parallel_and_with_shares_that_are_found(config: Path):
     for name, override in (("parallel", "parallel=true"), ("auto", "share=auto")):
         assert isopath("pack", config, "--out", config.parent / name, "--set", override, "--set", "epochs=2") == 0
+    override = "share={low: 0.5, high: 0.2}"
+    assert isopath("pack", config, "--out", config.parent / "own", "--set", override, "--set", "epochs=1") == 0
+    shares = read_json(config.parent / "own" / "metrics.json")["layers"]["1.weight"]
+    assert shares == {"low": pytest.approx(0.5, abs=0.01), "high": pytest.approx(0.2, abs=0.01)}
     assert read_json(config.parent / "parallel" / "metrics.json")["table"]["rows"][1][-1] == "none"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"share": 0.7}, "100.0% of the weights are free, and 'low', 'high' ask for 140.0%"),
+        ({"share": 0.7}, "100.0% of the weights are free, and asked for 'low', 'high': 140.0%"),
         ({"share": "much"}, "share must be"),
         ({"tolerance": -1}, "tolerance >= 0"),
         ({"evaluate": {"other": CONFIG["evaluate"]["low"]}}, "evaluate.other is none of the tasks"),
         ({"tasks": {}}, "no task to pack"),
         ({"keep": None}, "no key 'keep'|has no key"),
+        ({"optimizer": "torch.optim.SGD"}, "no key 'optimizer'|has no key"),
     ],
 )
 def test_a_wrong_config_is_one_sentence_and_leaves_no_folder(config: Path, change, said, capsys):

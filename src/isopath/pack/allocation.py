@@ -67,8 +67,8 @@ def fits(owners: Owners, shares: Mapping[str, float], pattern: Pattern) -> None:
     asked = sum(shares.values())
     if asked > owners.free + 1e-9:
         raise ValueError(
-            f"{owners.free:.1%} of the weights are free, and {', '.join(map(repr, shares))} ask for {asked:.1%}; give "
-            "smaller shares, or pack fewer tasks"
+            f"{owners.free:.1%} of the weights are free, and asked for {', '.join(map(repr, shares))}: {asked:.1%}; "
+            "give smaller shares, or pack fewer tasks"
         )
     for name, table in owners.table.items():
         rows = pattern.rows(table)
@@ -76,14 +76,14 @@ def fits(owners: Owners, shares: Mapping[str, float], pattern: Pattern) -> None:
             if not pattern.count(rows.shape[1], share):
                 raise ValueError(
                     f"a share of {share:.2%} is none of the {rows.shape[1]} weights of {name!r} that {task!r} would "
-                    f"choose from; give at least {1 / rows.shape[1]:.2%}"
+                    f"choose from; give at least {1 / rows.shape[1]:.2%}, or leave the layer out with trainable="
                 )
         wanted = sum(pattern.count(rows.shape[1], share) for share in shares.values())
         least = int((rows == FREE).sum(1).min())
         if wanted > least:
             raise ValueError(
                 f"{least} of {rows.shape[1]} neighbouring weights of {name!r} are free, and "
-                f"{', '.join(map(repr, shares))} ask for {wanted}; give smaller shares"
+                f"asked for {', '.join(map(repr, shares))}: {wanted}; give smaller shares"
             )
 
 
@@ -115,7 +115,8 @@ def drafted(
     found: list[dict[str, Tensor]] = [{} for _ in scores]
     for name, free in among.items():
         open_ = pattern.rows(free)
-        ranks = torch.stack([_ranks(pattern.rows(own[name]), open_) for own in scores])
+        none = torch.zeros_like(free, dtype=torch.float64)  # of weights that no step has used
+        ranks = torch.stack([_ranks(pattern.rows(own.get(name, none)), open_) for own in scores])
         counts = [pattern.count(open_.shape[1], share) for share in shares]
         for k, mask in enumerate(_draft(ranks, open_, counts)):
             found[k][name] = mask.view_as(free)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class Learner:
     """Steps of a task's loss; what it may not write keeps its value to the bit.
 
     Args:
-        module: that learns, in place: the body, perhaps with a stem and a head of the task's own.
+        module: that learns, in place and in the modes that it has: the body, perhaps with a stem and a head.
         weights: of the body, by name: those that tasks share out.
         free: where a task may write.
         task: the loss.
@@ -39,16 +40,18 @@ class Learner:
         self, module: nn.Module, weights: Mapping[str, nn.Parameter], free: Masks, task: Task, steps: int,
         optimizer: MakeOptimizer, seed: int, rows: Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.module, self.weights, self.task, self.steps, self.seed = module.train(), weights, task, steps, seed
+        self.module, self.weights, self.task, self.steps, self.seed = module, weights, task, steps, seed
         self.live = {name: mask.clone() for name, mask in free.items()}
         self.rest = {name: p.detach() * ~self.live[name] for name, p in weights.items()}
         self.rows = torch.arange(len(task)) if rows is None else rows
-        self.step, self.loss, self.scores = 0, math.nan, {name: torch.zeros_like(p) for name, p in weights.items()}
+        self.step, self.loss = 0, math.nan
+        self.scores: dict[str, Tensor] = {}
+        self._make = optimizer
         self._optimizer = optimizer([p for p in module.parameters() if p.requires_grad])
         self._rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         self.device = next(iter(weights.values())).device
         self._order = torch.zeros(0, dtype=torch.int64)
-        self._random = torch.Generator().manual_seed(seed).get_state()
+        self._random = torch.Generator().manual_seed(seed).get_state(), None
 
     def to(self, step: int, scored: bool = False) -> None:
         """Learns up to a step.
@@ -57,12 +60,28 @@ class Learner:
             step: to stop at.
             scored: whether |w ∂L/∂w| of each weight is summed on the way.
         """
-        accelerators = [] if self.device.type == "cpu" else [self.device]
-        with torch.random.fork_rng(accelerators, device_type=self.device.type if accelerators else "cuda"):
-            torch.set_rng_state(self._random)  # of dropout
+        with self._dropout():
             while self.step < step:
                 self._stepped(scored)
-            self._random = torch.get_rng_state()
+
+    @contextmanager
+    def _dropout(self) -> Iterator[None]:
+        """Random state of the learner's own, which goes on from one call to the next; the caller's is put back."""
+        if self.device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self._random[0])
+                yield
+                self._random = torch.get_rng_state(), None
+            return
+        backend = torch.get_device_module(self.device)
+        with torch.random.fork_rng([self.device], device_type=self.device.type):
+            torch.set_rng_state(self._random[0])
+            if self._random[1] is None:
+                backend.manual_seed(self.seed)
+            else:
+                backend.set_rng_state(self._random[1], self.device)
+            yield
+            self._random = torch.get_rng_state(), backend.get_rng_state(self.device)
 
     def shrink(self, start: int, end: int, share: float, pattern: Pattern, first: Masks | None = None) -> None:
         """Learns up to a step while weights go, the smallest first, until a share of each layer is left.
@@ -85,6 +104,19 @@ class Learner:
                 break
             self.to(min(end, self.step + every))
         self.to(end)
+
+    def again(self, share: float) -> Learner:
+        """As many steps more in the same module, with a new optimiser at a share of the rate."""
+
+        def slower(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+            optimizer = self._make(parameters)
+            for group in optimizer.param_groups:
+                group["lr"] *= share
+            return optimizer
+
+        other = Learner(self.module, self.weights, self.live, self.task, self.steps, slower, self.seed + 1, self.rows)
+        other.rest = self.rest
+        return other
 
     def cut(self, live: Masks) -> None:
         """Only these may be written from now on; others of them are zero."""
@@ -114,7 +146,8 @@ class Learner:
         if scored:
             for name, p in self.weights.items():
                 if p.grad is not None:
-                    self.scores[name] += (p.detach() * p.grad).abs() * self.live[name]
+                    score = (p.detach() * p.grad).abs() * self.live[name]
+                    self.scores[name] = self.scores[name] + score if name in self.scores else score
         progress = self.step / self.steps
         share = min(1.0, (progress + 1 / self.steps) / WARMUP) * 0.5 * (1 + math.cos(math.pi * progress))
         for group, rate in zip(self._optimizer.param_groups, self._rates):
@@ -142,5 +175,6 @@ class Learner:
 def outputs_of(task: Task, returned: Any) -> Tensor:
     """The task's outputs in what a module returned."""
     part = isinstance(task.outputs, slice)
-    y = pick(returned, None if part else task.outputs)  # type: ignore[arg-type]
+    whole = part or task.head is not None  # what a key or a callable picks is what the head is given
+    y = pick(returned, None if whole else task.outputs)  # type: ignore[arg-type]
     return y[..., task.outputs] if part else y  # type: ignore[index]

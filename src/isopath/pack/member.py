@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.network import pick
+from isopath.network import Output, pick
+from isopath.network import _arguments as arguments_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Member:
         own: the body's other trainable parameters and the buffers that learning changed, by name.
         stem: what makes the body's inputs of the task's; `None` where they are the body's.
         head: what makes the task's outputs of the body's.
+        output: what the head is given of what the body returns (see `Network`).
         about: steps, the last loss, and with `share="auto"` the accuracy before and after.
     """
 
@@ -34,6 +36,7 @@ class Member:
     own: Mapping[str, Tensor]
     stem: nn.Module | None = None
     head: nn.Module | None = None
+    output: Output = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -44,21 +47,30 @@ class SubNetwork(nn.Module):
         body: the network whose weights tasks share out.
         stem: before it, or `None`.
         head: after it, or `None`.
+        output: what the head is given of what the body returns: a key, an attribute, an index or a callable.
     """
 
-    def __init__(self, body: nn.Module, stem: nn.Module | None, head: nn.Module | None) -> None:
+    def __init__(
+        self, body: nn.Module, stem: nn.Module | None, head: nn.Module | None, output: Output = None
+    ) -> None:
         super().__init__()
-        self.stem, self.body, self.head = stem, body, head
+        self.stem, self.body, self.head, self.output = stem, body, head, output
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The head's outputs, or the body's."""
-        found = self.body(*args, **kwargs) if self.stem is None else self.body(self.stem(*args, **kwargs))
-        return found if self.head is None else self.head(pick(found))
+        if self.stem is not None:  # which may give a tuple or a mapping of arguments
+            args, kwargs = arguments_of(self.stem(*args, **kwargs))
+        found = self.body(*args, **kwargs)
+        return found if self.head is None else self.head(pick(found, self.output))
 
 
-def joined(body: nn.Module, stem: nn.Module | None, head: nn.Module | None) -> nn.Module:
-    """The body alone where a task has neither stem nor head."""
-    return body if stem is None and head is None else SubNetwork(body, copy.deepcopy(stem), copy.deepcopy(head))
+def joined(
+    body: nn.Module, stem: nn.Module | None, head: nn.Module | None, output: Output = None
+) -> nn.Module:
+    """The body with copies of stem and head; alone where a task has neither."""
+    if stem is None and head is None:
+        return body
+    return SubNetwork(body, *copy.deepcopy((stem, head)), output=output)  # together: they may share parameters
 
 
 def described(module: nn.Module | None) -> dict[str, Any] | None:
@@ -79,24 +91,25 @@ def rebuilt(
     """
     if about is None:
         return None
-    if given is None and about["linear"] is None and tensors:
-        raise ValueError(f"the {what} is a {about['class']}: give an equal module, stems= or heads= {{name: module}}")
     if given is None and about["linear"] is None:
-        raise ValueError(f"the {what} is a {about['class']} without parameters: give it, stems= or heads=")
-    module = copy.deepcopy(given) if given is not None else nn.Linear(*about["linear"])
+        raise ValueError(f"the {what} is a {about['class']}: give an equal module, stems= or heads= {{name: module}}")
+    # without numbers of its own: to draw them would move the caller's random state
+    if given is not None:
+        module = copy.deepcopy(given)
+    else:
+        inputs, outputs, bias = about["linear"]
+        module = nn.Linear(inputs, outputs, bias, device="meta")
     try:
-        module.load_state_dict(dict(tensors))
+        module.load_state_dict(dict(tensors), assign=given is None)
     except RuntimeError as error:
         raise ValueError(f"the {what} of the file does not fit the module that is given: {error}") from error
-    if given is None and tensors:
-        module = module.to(next(iter(tensors.values())).dtype)
     return module
 
 
 def digest(model: nn.Module, names: set[str]) -> str:
-    """A hash of the named parameters and buffers, which tasks share and none may change."""
+    """A hash of the named parameters, which tasks share and none may change."""
     found = hashlib.sha256()
-    for name, tensor in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
+    for name, tensor in sorted(model.named_parameters()):
         if name in names:
             whole = tensor.detach().cpu().contiguous()
             found.update(name.encode() + str((whole.dtype, tuple(whole.shape))).encode())

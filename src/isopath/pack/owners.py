@@ -12,11 +12,14 @@ from isopath.space import Space, Trainable
 
 FREE = 0  # in the table; the kth task is k
 Masks = Mapping[str, Tensor]
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True, eq=False)
 class Owners:
     """A table of owners for the weights of a module: its trainable parameters of two or more dimensions.
+
+    Biases and the parameters of normalisation layers are none, whatever their shape.
 
     Args:
         table: by parameter name, of the parameter's shape, int16: 0 where free, k where the kth task's.
@@ -31,8 +34,10 @@ class Owners:
         Raises:
             ValueError: it has none.
         """
-        space, named = Space.of(module, trainable), dict(module.named_parameters())
-        wide = [name for name, shape in zip(space.names, space.shapes) if len(shape) >= 2]
+        named, apart = dict(module.named_parameters()), _of_norms(module)
+        space = Space.of(module, trainable) if named else Space((), (), torch.float32, torch.device("cpu"))
+        wide = [name for name, shape in zip(space.names, space.shapes)
+                if len(shape) >= 2 and name not in apart and not name.endswith("bias")]  # fmt: skip
         if not wide:
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameter of two or more dimensions to share among tasks; "
@@ -74,3 +79,8 @@ class Owners:
                 raise ValueError(f"{taken} of the weights of {name!r} that task {task} claims have an owner")
             table[name] = torch.where(mask, torch.tensor(task, dtype=torch.int16, device=mask.device), table[name])
         return Owners(table)
+
+
+def _of_norms(module: nn.Module) -> set[str]:
+    found = ((prefix, child) for prefix, child in module.named_modules() if isinstance(child, NORMS))
+    return {f"{prefix}.{name}" if prefix else name for prefix, child in found for name, _ in child.named_parameters()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.network import Output, pick
 from isopath.network import _arguments as arguments_of
 from isopath.objectives import Task
 from isopath.pack.allocation import Pattern, drafted, fits
@@ -22,7 +24,9 @@ from isopath.pack.settings import Settings, Share
 from isopath.pack.thinning import thinned
 from isopath.space import Space
 
+EPOCHS, STEPS = 5, 500  # of a task, whichever is more, where none are given
 DENSE, RAMP = 0.1, 0.6  # shares of the steps: until then all free weights learn, until then they go, then what is left
+AGAIN = 0.3  # of the rate, where a task that has learned loses weights by "auto"
 TOGETHER = 0.2  # of tasks that choose together: the steps over which saliency is summed
 
 
@@ -34,7 +38,7 @@ def pack(
     parallel: bool = False,
     reuse: bool = True,
     pattern: str = "unstructured",
-    epochs: float = 5,
+    epochs: float | None = None,
     rate: float = 1e-3,
     optimizer: MakeOptimizer | None = None,
     tolerance: float = 0.005,
@@ -51,20 +55,23 @@ def pack(
 
     Args:
         model: any module with linear or convolution layers; it is not modified. Free weights start from its values.
+            It learns in training mode; parts that are in eval mode while the model is not stay so (frozen statistics).
         tasks: by name, in order. A task's `stem` makes the module's inputs of the task's own, its `head` the outputs;
             both are copied and learn.
-        share: of the weights of each layer that a task gets, a fifth by default; `"auto"`: as few as keep its accuracy,
-            on a tenth of its rows that it does not learn from, within `tolerance` of what it was before any went (in
-            sequence only).
+        share: of the weights of each layer that a task gets, a fifth by default, or a mapping with the share of each
+            task; `"auto"`: as few as keep its accuracy, on a tenth of its rows that it does not learn from, within
+            `tolerance` of what it was before any went, and no more than an equal part of what is free for each task
+            that is still to come (in sequence only; it takes twice the steps).
         parallel: all at the same time; they do not read one another's weights.
         reuse: whether a task reads, and never writes, the weights of the tasks before it.
         pattern: `"n:m"`: a task owns n of every m neighbouring weights of an output, and the share is n / m.
-        epochs: over each task's rows.
+        epochs: over each task's rows, in batches of its `batch_size`; by default 5, or as many as make 500 steps.
         rate: of Adam; it rises over the first steps and falls to zero along half a cosine.
         optimizer: makes another for the parameters, `lambda parameters: SGD(parameters, 0.1)`; its rate likewise.
-        tolerance: of `"auto"`, in accuracy from 0 to 1, or the loss's share where a task has no accuracy.
+        tolerance: of `"auto"`, in accuracy from 0 to 1 (one row, where that is more), or the loss's share where a task
+            has no accuracy.
         trainable: names or patterns of the parameters that tasks share out or own; the others are shared as they are.
-        seed: of batches and of dropout. The same seed gives the same bits.
+        seed: of batches and of dropout. The same seed, model, stems and heads give the same bits.
 
     Raises:
         ValueError: no weights to share out, a share that does not fit (before anything is learned; the message says
@@ -75,14 +82,14 @@ def pack(
 
 
 def settings_of(
-    share: Share | None, reuse: bool, pattern: str, epochs: float, rate: float, optimizer: MakeOptimizer | None,
+    share: Share | None, reuse: bool, pattern: str, epochs: float | None, rate: float,
+    optimizer: MakeOptimizer | None,
     tolerance: float, trainable: Iterable[str] | str | None, seed: int,
 ) -> Settings:  # fmt: skip
     """The arguments of `pack`, checked; a share that is not given is the pattern's, or a fifth."""
     given = Pattern(pattern).share
     share = share if share is not None else 0.2 if given is None else given
-    names = (trainable,) if isinstance(trainable, str) else None if trainable is None else tuple(trainable)
-    return Settings(share, reuse, pattern, epochs, rate, tolerance, names, seed, optimizer)
+    return Settings(share, reuse, pattern, epochs, rate, tolerance, trainable, seed, optimizer)  # type: ignore[arg-type]
 
 
 def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False) -> Packing:
@@ -94,14 +101,16 @@ def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, para
         settings: of these tasks.
         parallel: whether they choose their weights at the same time.
     """
-    *_, last = each(packing, tasks, settings, parallel)
-    return last
+    return deque(each(packing, tasks, settings, parallel), maxlen=1).pop()  # those on the way need not be kept
 
 
 def each(
     packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False
 ) -> Iterator[Packing]:
     """The packings on the way, with a task more each; what cannot be is refused before anything is learned."""
+    strange = not isinstance(tasks, Mapping) or [name for name, task in tasks.items() if not isinstance(task, Task)]
+    if strange:
+        raise TypeError(f"tasks must be a mapping {{name: ip.Task(x, y), ...}}, got {_kinds(tasks)}")
     if not tasks:
         raise ValueError("there is no task to pack; give {name: ip.Task(x, y), ...}")
     taken = [name for name in tasks if name in packing]
@@ -111,30 +120,73 @@ def each(
     if auto and parallel:
         raise ValueError("tasks that choose together need shares: give share= a number, or parallel=False")
     pattern.check(packing.table)
-    if not auto:
-        fits(packing.table, dict.fromkeys(tasks, float(settings.share)), pattern)
+    shares = _shares(settings.share, tasks)
+    if auto:
+        _some_free(packing, next(iter(tasks)))
+    else:
+        fits(packing.table, shares, pattern)
     packing = replace(packing, settings=settings)
     for name, task in tasks.items():
         _runs(packing, name, task)
     if parallel:
-        yield from _together(packing, tasks)
+        yield from _together(packing, tasks, shares)
         return
-    for name, task in tasks.items():
-        packing = _next(packing, name, task)
+    for k, (name, task) in enumerate(tasks.items()):
+        # of what is free, as much is left for each task that is still to come
+        share = packing.free / (len(tasks) - k) if auto else shares[name]
+        packing = _next(packing, name, task, share)
         yield packing
+
+
+def _shares(share: Share, tasks: Mapping[str, Task]) -> dict[str, float]:
+    """Of each task; none where they are found."""
+    if share == "auto":
+        return {}
+    if not isinstance(share, Mapping):
+        return dict.fromkeys(tasks, float(share))
+    if set(share) != set(tasks):
+        raise ValueError(f"share= names {', '.join(map(repr, share))}, and the tasks are {', '.join(map(repr, tasks))}")
+    return {name: float(share[name]) for name in tasks}
+
+
+def _kinds(tasks: Any) -> str:
+    named = tasks.items() if isinstance(tasks, Mapping) else ()
+    return ", ".join(f"{name!r}: a {type(task).__name__}" for name, task in named) or f"a {type(tasks).__name__}"
 
 
 def _runs(packing: Packing, name: str, task: Task) -> None:
     """Raises where a task's rows do not go through its stem, the body and its head, or its labels leave the head."""
-    module = joined(copy.deepcopy(packing.model), task.stem, task.head).eval()
-    device = next(iter(packing.values.values())).device
-    inputs, target = task.examples.take(torch.arange(min(2, len(task))), device)
-    args, kwargs = arguments_of(inputs)
+    if packing.settings.share == "auto" and len(task) < 2:
+        raise ValueError(f"share='auto' judges by rows that are not learned, and {name!r} has one; give more")
+    device, rows = next(iter(packing.values.values())).device, torch.arange(min(2, len(task)))
+    stem, head = ((part and copy.deepcopy(part).to(device).eval()) for part in (task.stem, task.head))
+    inputs, target = task.examples.take(rows, device)
+    through: Any = inputs
+    parts = {"its stem": stem, "the body": copy.deepcopy(packing.model).eval(), "its head": head}
+    for what, part in parts.items():
+        args, kwargs = arguments_of(through)
+        try:
+            with torch.no_grad():
+                through = through if part is None else part(*args, **kwargs)
+                through = pick(through, _picked(task)) if part is not None and what == "the body" and head else through
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(f"two rows of {name!r} do not go through {what}: {error}") from error
+    y = outputs_of(task, through)
+    _labelled(name, task, y, target)
     try:
-        with torch.no_grad():
-            y = outputs_of(task, module.to(device)(*args, **kwargs))
-    except RuntimeError as error:
-        raise ValueError(f"the rows of {name!r} do not go through its stem, the body and its head: {error}") from error
+        task.loss_of(y, target, rows)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        said = f"outputs {tuple(y.shape)}, targets {tuple(target.shape)} {target.dtype}"
+        raise ValueError(f"the loss of {name!r} cannot be computed from {said}: {error}") from error
+
+
+def _picked(task: Task) -> Output:
+    """What a head is given of the body's outputs."""
+    return None if isinstance(task.outputs, slice) or task.head is None else task.outputs
+
+
+def _labelled(name: str, task: Task, y: Tensor, target: Tensor) -> None:
+    """Raises where labels leave the head."""
     if task.loss != "cross_entropy" or target.is_floating_point():
         return
     labels = torch.as_tensor(task.y) if task.y is not None else target
@@ -163,10 +215,13 @@ def _place(packing: Packing, name: str, task: Task, owner: int, reads: tuple[int
     settings, table = packing.settings, packing.table
     body = packing.body(within(packing.values, table.of(FREE, *reads)), {})
     _only(body, settings)
-    module = joined(body, task.stem, task.head)
+    module = joined(body, task.stem, task.head, _picked(task)).to(next(iter(packing.values.values())).device)
+    if not packing.model.training:  # else parts that the caller holds in eval mode stay so
+        module.train()
     named = dict(body.named_parameters())
     count = len(task) if rows is None else len(rows)
-    steps = max(1, round(settings.epochs * max(1, count // min(task.batch_size, count))))
+    per = max(1, count // min(task.batch_size, count))
+    steps = max(STEPS, EPOCHS * per) if settings.epochs is None else max(1, round(settings.epochs * per))
     learner = Learner(module, {n: named[n] for n in packing.values}, table.of(FREE), task, steps, settings.optimized,
                       settings.seed * 1009 + owner, rows)  # fmt: skip
     return _Place(name, owner, reads, module, learner, time.perf_counter())
@@ -185,19 +240,20 @@ def _numbers(packing: Packing) -> tuple[int, tuple[int, ...]]:
     return max(taken, default=FREE) + 1, taken if packing.settings.reuse else ()
 
 
-def _next(packing: Packing, name: str, task: Task) -> Packing:
-    """One task, in all that is free at first and in its share at the end."""
+def _next(packing: Packing, name: str, task: Task, share: float) -> Packing:
+    """One task, in all that is free at first and in its share, or by "auto" at most that, at the end."""
     settings, pattern = packing.settings, Pattern(packing.settings.pattern)
     owner, reads = _numbers(packing)
     if settings.share == "auto":
-        _some_free(packing, name)
         learned, held = _split(task, settings.seed)
         place = _place(packing, name, task, owner, reads, learned)
-        about = thinned(place.learner, task, held, settings.tolerance)
-        return _claimed(packing, place, task, about)
+        place.learner.to(place.learner.steps)
+        again = replace(place, learner=place.learner.again(AGAIN))
+        about = thinned(again.learner, task, held, settings.tolerance, share)
+        return _claimed(packing, again, task, about)
     place = _place(packing, name, task, owner, reads)
     learner, total = place.learner, place.learner.steps
-    learner.shrink(round(DENSE * total), max(1, round(RAMP * total)), float(settings.share), pattern)
+    learner.shrink(round(DENSE * total), max(1, round(RAMP * total)), share, pattern)
     learner.to(total)
     return _claimed(packing, place, task, {})
 
@@ -207,23 +263,23 @@ def _some_free(packing: Packing, name: str) -> None:
     full = [layer for layer, free in packing.table.of(FREE).items() if not bool(free.any())]
     if full:
         raise ValueError(
-            f"no weight of {full[0]!r} is free for {name!r}, of all weights {packing.free:.1%}; allow the tasks before "
-            f"it less with a larger tolerance= or a number for share=, or pack a wider network. So far: {packing}"
+            f"no weight of {full[0]!r} is free for {name!r} ({packing.free:.1%} of all weights are); give the tasks "
+            "before it less, or pack a wider network"
         )
 
 
-def _together(packing: Packing, tasks: Mapping[str, Task]) -> Iterator[Packing]:
+def _together(packing: Packing, tasks: Mapping[str, Task], shares: Mapping[str, float]) -> Iterator[Packing]:
     """Tasks that choose their weights at the same time."""
-    settings, pattern = packing.settings, Pattern(packing.settings.pattern)
+    pattern = Pattern(packing.settings.pattern)
     first, reads = _numbers(packing)
-    share, free = float(settings.share), packing.table.of(FREE)
+    free = packing.table.of(FREE)
     places = [_place(packing, name, task, first + k, reads) for k, (name, task) in enumerate(tasks.items())]
     for place in places:
         place.learner.to(max(1, round(TOGETHER * place.learner.steps)), scored=True)
-    masks = drafted([place.learner.scores for place in places], free, [share] * len(places), pattern)
+    masks = drafted([place.learner.scores for place in places], free, list(shares.values()), pattern)
     for place, mask, task in zip(places, masks, tasks.values()):
         learner = place.learner
-        learner.shrink(learner.step, max(learner.step, round(RAMP * learner.steps)), share, pattern, mask)
+        learner.shrink(learner.step, max(learner.step, round(RAMP * learner.steps)), shares[place.name], pattern, mask)
         learner.cut(mask)
         learner.to(learner.steps)
         packing = _claimed(packing, place, task, {})
@@ -235,30 +291,24 @@ def _claimed(packing: Packing, place: _Place, task: Task, about: Mapping[str, An
     learner, table = place.learner, packing.table.claimed(place.learner.live, place.owner)
     values = {name: torch.where(learner.live[name], learner.weights[name].detach(), value)
               for name, value in packing.values.items()}  # fmt: skip
-    body = getattr(place.module, "body", place.module) if _wrapped(task) else place.module
-    before = {**dict(packing.model.named_parameters()), **dict(packing.model.named_buffers())}
+    wrapped = task.stem is not None or task.head is not None
+    body: nn.Module = place.module.body if wrapped else place.module  # type: ignore[assignment]
+    before = dict(packing.model.named_buffers())
     chosen = set(Space.of(packing.model, packing.settings.trainable).names) - set(values)
     after = {**{n: p for n, p in body.named_parameters() if n in chosen},
-             **{n: b for n, b in body.named_buffers() if not torch.equal(b, before[n])}}  # fmt: skip
+             **{n: b for n, b in body.named_buffers() if n not in before or not torch.equal(b, before[n])}}  # fmt: skip
     own = {name: tensor.detach().clone() for name, tensor in after.items()}
-    stem, head = (getattr(place.module, part).eval() if getattr(task, part) is not None else None
-                  for part in ("stem", "head"))  # fmt: skip
-    owned = sum(int(mask.sum()) for mask in learner.live.values()) / table.size
-    share = owned if packing.settings.share == "auto" else float(packing.settings.share)
+    place.module.zero_grad(set_to_none=True)
+    stem, head = ((place.module.stem, place.module.head) if wrapped else (None, None))
+    share = sum(int(mask.sum()) for mask in learner.live.values()) / table.size
     seconds = round(time.perf_counter() - place.began, 3)
     told = {"steps": learner.step, "loss": learner.loss, "seconds": seconds, **about}
-    member = Member(place.owner, place.reads, share, own, stem, head, told)
+    member = Member(place.owner, place.reads, share, own, stem, head, _picked(task), told)  # type: ignore[arg-type]
     return replace(packing, values=values, table=table, members={**packing.members, place.name: member})
-
-
-def _wrapped(task: Task) -> bool:
-    return task.stem is not None or task.head is not None
 
 
 def _split(task: Task, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to learn from and rows to judge by, a tenth of them."""
-    if len(task) < 2:
-        raise ValueError("share='auto' judges by rows that are not learned: give at least two")
     order = torch.randperm(len(task), generator=torch.Generator().manual_seed(seed))
     held = max(1, len(task) // 10)
     return order[held:], order[:held]

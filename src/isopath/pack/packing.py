@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isopath.objectives import Task
+from isopath.pack.allocation import Pattern
 from isopath.pack.member import Member, described, digest, joined, rebuilt
 from isopath.pack.owners import FREE, Owners
 from isopath.pack.settings import Settings, Share
@@ -20,9 +21,10 @@ from isopath.storage import DamagedFile, load_tensors, save_tensors
 from isopath.symmetry import compact
 
 KIND = "packing"
+OWN = {"reuse", "pattern", "epochs", "rate", "optimizer", "tolerance", "seed"}  # of a task that joins
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Packing:
     """Tasks in one network, each in weights that are its own.
 
@@ -37,10 +39,10 @@ class Packing:
         settings: that `add` repeats.
     """
 
-    model: nn.Module = field(repr=False)
-    values: Mapping[str, Tensor] = field(repr=False)
-    table: Owners = field(repr=False)
-    members: Mapping[str, Member] = field(repr=False)
+    model: nn.Module
+    values: Mapping[str, Tensor]
+    table: Owners
+    members: Mapping[str, Member]
     settings: Settings
 
     @classmethod
@@ -93,21 +95,19 @@ class Packing:
         member = self._member(name)
         readable = self.table.of(member.owner, *member.reads)
         body = self.body(within(self.values, readable), member.own)
-        return joined(body, member.stem, member.head).eval()
+        return joined(body, member.stem, member.head, member.output).eval()
 
     def body(self, values: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> nn.Module:
         """A copy of the model with these weights and these parameters and buffers of a task's own."""
         body = copy.deepcopy(self.model)
-        with torch.no_grad():
-            named = {**dict(body.named_parameters()), **dict(body.named_buffers())}
-            for name, value in {**values, **own}.items():
-                named[name].copy_(value)
+        _filled(body, {**values, **own})
         return body
 
     def extract(self, name: str, example: Any) -> nn.Module:
         """A module of a task's own, which needs the packing no more, without the units that it has no weight for.
 
-        `save_weights` stores it without its zeros.
+        Only small shares leave whole units without a weight; `save_weights` stores the rest without its zeros. With a
+        stem or a head its layers are those of `packing[name]`, whose parts are `stem`, `body` and `head`.
 
         Args:
             name: of the task.
@@ -121,31 +121,48 @@ class Packing:
         Args:
             name: of the task.
             task: what it learns, perhaps with a stem and a head.
-            share: of the weights of each layer, or `"auto"`; as before by default.
-            settings: any other argument of `pack` that is to differ.
+            share: of the weights of each layer, or `"auto"`; the packing's by default.
+            settings: of this task alone: `reuse`, `pattern`, `epochs`, `rate`, `optimizer`, `tolerance`, `seed`; the
+                packing's by default (a packing from a file has no optimiser of your own).
 
         Raises:
             ValueError: the name is taken, or too little is free.
+            TypeError: there is no such setting.
         """
         from isopath.pack.packer import packed  # who makes packings reads this file
 
+        strange = sorted(set(settings) - OWN)
+        if strange:
+            raise TypeError(f"add takes no {strange[0]}=; the settings of a task are {', '.join(sorted(OWN))}")
+        if share is None and "pattern" in settings:
+            share = Pattern(settings["pattern"]).share
         if share is not None:
             settings["share"] = share
-        return packed(self, {name: task}, replace(self.settings, **settings))
+        return replace(packed(self, {name: task}, replace(self.settings, **settings)), settings=self.settings)
 
     def _member(self, name: str) -> Member:
         if name not in self.members:
             raise KeyError(f"no task {name!r} in this packing; it has {', '.join(map(repr, self.members)) or 'none'}")
         return self.members[name]
 
-    def __str__(self) -> str:
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each task: what was free after it, its steps, last loss and seconds, and what "auto" measured."""
+        used, rows = list(self.used.values()), []
+        for k, (name, member) in enumerate(self.members.items(), start=1):
+            rows.append({"task": name, "free": 1 - sum(used[:k]), **member.about})
+        return rows
+
+    def __repr__(self) -> str:
         size = self.table.size
-        lines = [f"{len(self)} tasks in {size:,} weights of a {type(self.model).__name__}, {self.free:.1%} free"]
+        tasks = "1 task" if len(self) == 1 else f"{len(self)} tasks"
+        lines = [f"{tasks} in {size:,} weights of a {type(self.model).__name__}, {self.free:.1%} free"]
         names = dict(zip((m.owner for m in self.members.values()), self.members))
         for name, member in self.members.items():
             count = sum(self.table.counts(member.owner).values())
             reads = ", ".join(names[k] for k in member.reads)
-            lines.append(f"  {name}: {count:,} weights ({count / size:.1%})" + (f", reads {reads}" if reads else ""))
+            said = f"  {name}: {count:,} weights ({count / size:.1%}), loss {member.about['loss']:.3g} at the end"
+            lines.append(said + (f", reads {reads}" if reads else ""))
         return "\n".join(lines)
 
     # --- files ------------------------------------------------------------------------------------------------------
@@ -155,11 +172,15 @@ class Packing:
 
         Raises:
             OSError: it could not be written; what was there before is whole.
+            ValueError: a task picks its outputs by a function.
         """
         tensors = {f"values/{name}": value for name, value in self.values.items()}
         tensors |= {f"owners/{name}": owners for name, owners in self.table.table.items()}
+        tensors |= {f"start/{name}": value for name, value in _rest(self.model, self.settings).items()}
         listed = []
         for name, m in self.members.items():
+            if callable(m.output):
+                raise ValueError(f"{name!r} picks its outputs by a function, which no file holds; give a key instead")
             tensors |= {f"tasks/{m.owner}/own/{key}": value for key, value in m.own.items()}
             for part, module in (("stem", m.stem), ("head", m.head)):
                 state = {} if module is None else module.state_dict()
@@ -167,6 +188,7 @@ class Packing:
             listed.append({
                 "name": name, "owner": m.owner, "reads": list(m.reads), "share": m.share, "about": dict(m.about),
                 "counts": self.table.counts(m.owner), "stem": described(m.stem), "head": described(m.head),
+                "output": m.output,
             })  # fmt: skip
         about = {"kind": KIND, "tasks": listed, "settings": self.settings.saved(), "frozen": self._frozen()}
         save_tensors(Path(path), tensors, about)
@@ -180,7 +202,8 @@ class Packing:
 
         Args:
             path: the file.
-            model: of the same architecture, with the same frozen parameters; its other values do not matter.
+            model: of the same architecture, dtype and memory layout, with the same frozen parameters; its other values
+                do not matter. Names, shapes and dtypes are checked, what it computes is not. It is not modified.
             stems: of tasks that have one which is not a plain linear layer, equal in class, by task.
             heads: likewise.
 
@@ -195,7 +218,13 @@ class Packing:
         values = _part(tensors, "values/")
         table = Owners(_part(tensors, "owners/"))
         settings, model = Settings(**about["settings"]), copy.deepcopy(model)
-        _fitting(path, values, table, model, settings)
+        names = [entry["name"] for entry in about["tasks"]]
+        unknown = [name for name in {**(stems or {}), **(heads or {})} if name not in names]
+        if unknown:
+            raise ValueError(f"stems= or heads= name {unknown[0]!r}, which is none of the file's: {', '.join(names)}")
+        start = _part(tensors, "start/")
+        _fitting(path, values, table, start, model, settings)
+        _filled(model, start)
         device = next(model.parameters()).device
         table = Owners({name: owners.to(device) for name, owners in table.table.items()})
         values = {name: value.to(device) for name, value in values.items()}
@@ -209,25 +238,24 @@ class Packing:
                 module = rebuilt(entry[part], _part(tensors, f"{at}{part}/"), (given or {}).get(name), what)
                 parts.append(module if module is None else module.to(device))
             own = {key: value.to(device) for key, value in _part(tensors, f"{at}own/").items()}
+            lacking = sorted(set(_chosen(model, settings)) - set(own) - set(values))
+            if lacking:
+                raise DamagedFile(f"{path}: {name!r} has no {lacking[0]!r} of its own")
             stem, head = parts
-            members[name] = Member(
-                entry["owner"], tuple(entry["reads"]), entry["share"], own, stem, head, entry["about"]
-            )
+            members[name] = Member(entry["owner"], tuple(entry["reads"]), entry["share"], own, stem, head,
+                                   entry["output"], entry["about"])  # fmt: skip
         found = cls(model, values, table, members, settings)
         if found._frozen() != about["frozen"]:
             raise ValueError(
-                f"the frozen parameters and buffers of the {type(model).__name__} are not those that {path} was packed "
-                "with; load the same pretrained weights first"
+                f"the frozen parameters of the {type(model).__name__} are not those that {path} was packed with; load "
+                "the same pretrained weights first"
             )
         return found
 
     def _frozen(self) -> str:
-        """A hash of all that no task owns."""
-        own = set(self.values).union(Space.of(self.model, self.settings.trainable).names)
-        own |= {name for member in self.members.values() for name in member.own}
-        named = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        moving = {name for name, _ in self.model.named_buffers() if named[name].is_floating_point()}
-        return digest(self.model, set(named) - own - moving)
+        """A hash of the parameters that no task owns."""
+        named = {name for name, _ in self.model.named_parameters()}
+        return digest(self.model, named - set(_chosen(self.model, self.settings)))
 
 
 def within(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -235,19 +263,51 @@ def within(values: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[st
     return {name: torch.where(masks[name], value, torch.zeros_like(value)) for name, value in values.items()}
 
 
+def _chosen(model: nn.Module, settings: Settings) -> tuple[str, ...]:
+    """The parameters that tasks share out or own."""
+    return Space.of(model, settings.trainable).names
+
+
+def _rest(model: nn.Module, settings: Settings) -> dict[str, Tensor]:
+    """What a task starts from beside the weights: the other chosen parameters, and all buffers."""
+    wide, chosen = set(Owners.none(model, settings.trainable).table), _chosen(model, settings)
+    parameters = {name: p for name, p in model.named_parameters() if name in chosen and name not in wide}
+    return {**parameters, **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def _filled(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """In place; a buffer that has another shape, or was none, is replaced."""
+    named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for name, value in tensors.items():
+        if name in named and named[name].shape == value.shape:
+            named[name].copy_(value)
+        else:
+            where, _, last = name.rpartition(".")
+            setattr(module.get_submodule(where), last, value.clone())
+
+
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _fitting(path: Any, values: Mapping[str, Tensor], table: Owners, model: nn.Module, settings: Settings) -> None:
-    """Raises where a file's weights are not a model's."""
-    expected = {name: tuple(owners.shape) for name, owners in Owners.none(model, settings.trainable).table.items()}
-    got = {name: tuple(value.shape) for name, value in values.items()}
+def _fitting(
+    path: Any, values: Mapping[str, Tensor], table: Owners, start: Mapping[str, Tensor], model: nn.Module,
+    settings: Settings,
+) -> None:  # fmt: skip
+    """Raises where a file's weights, or what tasks start from, are not a model's."""
+
+    def said(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+        return {name: f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
+
+    named = dict(model.named_parameters())
+    wide = {name: named[name] for name in Owners.none(model, settings.trainable).table}
+    expected, got = said({**wide, **_rest(model, settings)}), said({**values, **start})
     if got != expected:
         wrong = [f"{name!r}: {got.get(name, 'none')} in the file, {expected.get(name, 'none')} in the model"
                  for name in {**expected, **got} if got.get(name) != expected.get(name)]  # fmt: skip
         raise ValueError(f"{path} does not fit the {type(model).__name__}: {'; '.join(wrong[:3])}")
-    if {name: tuple(owners.shape) for name, owners in table.table.items()} != got:
+    if {name: owners.shape for name, owners in table.table.items()} != {name: v.shape for name, v in values.items()}:
         raise DamagedFile(f"{path}: the table of owners does not have the weights' shapes")
 
 

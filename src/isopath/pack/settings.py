@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import nn
 from isopath.pack.allocation import Pattern
 from isopath.pack.learner import MakeOptimizer
 
-Share = float | Literal["auto"]
+Share = float | Literal["auto"] | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Settings:
     """The arguments of `pack` that a packing repeats.
 
     Args:
-        share: of the weights of each layer that a task gets, or `"auto"`.
+        share: of the weights of each layer that a task gets, or `"auto"`, or a share for each task.
         reuse: whether a task reads the weights of the tasks before it.
         pattern: `"unstructured"` or `"n:m"`.
-        epochs: over a task's rows.
+        epochs: over a task's rows; by default 5, or as many as make 500 steps.
         rate: of Adam, where no optimiser is given.
         tolerance: with `"auto"`, how much less accurate a task may be than before any of its weights went.
         trainable: names or patterns of the parameters that tasks share out or own; all trainable ones by default.
@@ -37,7 +37,7 @@ class Settings:
     share: Share
     reuse: bool = True
     pattern: str = "unstructured"
-    epochs: float = 5
+    epochs: float | None = None
     rate: float = 1e-3
     tolerance: float = 0.005
     trainable: tuple[str, ...] | None = None
@@ -45,18 +45,22 @@ class Settings:
     optimizer: MakeOptimizer | None = None
 
     def __post_init__(self) -> None:
-        if not (self.share == "auto" or (isinstance(self.share, (int, float)) and 0 < self.share <= 1)):
-            raise ValueError(f"share must lie in (0, 1] or be 'auto', got {self.share!r}")
-        if not (self.epochs > 0 and self.rate > 0 and self.tolerance >= 0):
+        shares = list(self.share.values()) if isinstance(self.share, Mapping) else [self.share]
+        numbers = [share for share in shares if isinstance(share, (int, float)) and not isinstance(share, bool)]
+        if self.share != "auto" and not (len(numbers) == len(shares) > 0 and all(0 < share <= 1 for share in numbers)):
+            raise ValueError(f"share must lie in (0, 1], for each task or for all, or be 'auto', got {self.share!r}")
+        if not ((self.epochs is None or self.epochs > 0) and self.rate > 0 and self.tolerance >= 0):
             raise ValueError(
                 f"epochs and rate must be > 0 and tolerance >= 0, got {self.epochs}, {self.rate} and {self.tolerance}"
             )
         given = Pattern(self.pattern).share
-        if given is not None and self.share != "auto" and abs(float(self.share) - given) > 1e-9:
+        if given is not None and any(abs(share - given) > 1e-9 for share in numbers):
             raise ValueError(f"{self.pattern} gives each task {given:g} of the weights, got share={self.share}")
         if given is not None and self.share == "auto":
             raise ValueError(f"{self.pattern} gives each task {given:g} of the weights: share='auto' has no choice")
-        if isinstance(self.trainable, (list, str)):
+        if callable(self.trainable):
+            raise ValueError("trainable takes names or glob patterns here, no predicate: it is written with the file")
+        if self.trainable is not None:
             names = (self.trainable,) if isinstance(self.trainable, str) else tuple(self.trainable)
             object.__setattr__(self, "trainable", names)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,53 +14,68 @@ from isopath.objectives import Task
 from isopath.pack.allocation import Pattern
 from isopath.pack.learner import Learner, outputs_of
 
-FIRST = 0.3  # share of the steps before any weight goes
 THINNED = 0.8  # of the weights that stay, after each round
 ROUNDS = 25  # at most
 PATIENCE = 1  # rounds in which what is left may recover
-LAST = 0.15  # share of the steps after the last round
+LAST = 0.85  # share of the steps that rounds take; what is left learns to the end
 
 
-def thinned(learner: Learner, task: Task, held: Tensor, tolerance: float) -> Mapping[str, Any]:
+class Score(NamedTuple):
+    """How good a task is: its accuracy, or its loss where there is no such thing."""
+
+    kind: Literal["accuracy", "loss"]
+    value: float
+
+    def suffices(self, before: Score, tolerance: float) -> bool:
+        """Whether it is as good as another within a tolerance: in accuracy, or as a share of the loss."""
+        if self.kind == "accuracy":
+            return self.value >= before.value - tolerance
+        return self.value <= before.value + tolerance * abs(before.value)
+
+
+def thinned(learner: Learner, task: Task, held: Tensor, tolerance: float, most: float) -> Mapping[str, Any]:
     """Takes weights out, round by round, while the task stays as good as it was within the tolerance.
 
     Args:
-        learner: of the task, which ends with its smallest sub-network that was good enough.
+        learner: of a task that has learned; it ends with its smallest sub-network that was good enough.
         task: what it learns.
         held: rows that it does not learn from.
         tolerance: how much less accurate it may be than before, or by what share the loss may be higher.
+        most: the share of the weights that it may have, however good it is.
 
     Returns:
         The scores on those rows, before and at the end.
     """
-    first, last = round(FIRST * learner.steps), round((1 - LAST) * learner.steps)
-    learner.to(max(1, first))
-    before, pattern = score(learner, task, held), Pattern()
-    least = before - (tolerance if before >= 0 else tolerance * -before)
-    good, share = Snapshot.of(learner), _share(learner)
-    failed = 0
+    before, good, pattern = score(learner, task, held), Snapshot.of(learner), Pattern()
+    if before.kind == "accuracy":
+        tolerance = max(tolerance, 1 / len(held) + 1e-9)
+    share, failed = _share(learner), 0
     for k in range(1, ROUNDS + 1):
-        if not failed:
-            share *= THINNED
+        forced = share > most + 1e-9
+        if not failed or forced:
+            share = max(share * THINNED, most) if forced else share * THINNED
             learner.shrink(learner.step, learner.step, share, pattern)
-        learner.to(first + (last - first) * k // ROUNDS)
-        failed = failed + 1 if score(learner, task, held) < least else 0
-        if failed > PATIENCE:
+        learner.to(round(LAST * learner.steps * k / ROUNDS))
+        failed = 0 if score(learner, task, held).suffices(before, tolerance) else failed + 1
+        if forced:
+            good, failed = Snapshot.of(learner), 0
+        elif failed > PATIENCE:
             break
-        good = good if failed else Snapshot.of(learner)
+        elif not failed:
+            good = Snapshot.of(learner)
     good.back(learner)
     learner.to(learner.steps)
     after = score(learner, task, held)
-    if after < least:
+    if not after.suffices(before, tolerance):
         good.back(learner)
         after = score(learner, task, held)
-    kind = "accuracy" if before >= 0 else "loss"
-    return {f"{kind}_before": abs(before), f"{kind}_after": abs(after), "rows_held": len(held)}
+    return {f"{before.kind}_before": before.value, f"{before.kind}_after": after.value, "rows_held": len(held)}
 
 
 @torch.no_grad()
-def score(learner: Learner, task: Task, rows: Tensor) -> float:
-    """The accuracy on these rows, or minus the loss where there is no such thing."""
+def score(learner: Learner, task: Task, rows: Tensor) -> Score:
+    """Of these rows, in eval mode; the module's modes are as they were afterwards."""
+    modes = [(child, child.training) for child in learner.module.modules()]
     learner.module.eval()
     right, seen, loss, weights = 0.0, 0, 0.0, 0.0
     for part in rows.split(task.batch_size):
@@ -71,8 +86,9 @@ def score(learner: Learner, task: Task, rows: Tensor) -> float:
         loss, weights, found = loss + float(value), weights + weight, hits(y, target, task.loss)
         if found is not None:
             right, seen = right + float(found.sum()), seen + found.numel()
-    learner.module.train()
-    return right / seen if seen else -loss / max(weights, 1e-12)
+    for child, training in modes:
+        child.training = training
+    return Score("accuracy", right / seen) if seen else Score("loss", loss / max(weights, 1e-12))
 
 
 class Snapshot:

@@ -98,7 +98,7 @@ def _packed(model: nn.Module, tasks: Mapping[str, Task], weights: str | None = N
 VERBS: dict[str, tuple[Callable[..., Any], Callable[..., None], tuple[str, ...]]] = {
     "trace": (trace, _traced, ("run", "resume", "progress")),
     "connect": (connect, _connected, ("model_a", "model_b", "permutation")),
-    "pack": (pack, _packed, ()),
+    "pack": (pack, _packed, ("optimizer",)),
 }
 
 
@@ -106,7 +106,15 @@ VERBS: dict[str, tuple[Callable[..., Any], Callable[..., None], tuple[str, ...]]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with numbers as everybody writes them: it would read 1e-3 as text."""
+    """YAML 1.1 with numbers as everybody writes them (it would read 1e-3 as text), in which no key comes twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping whose keys differ."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = next((key for k, key in enumerate(keys) if key in keys[:k] and key != "<<"), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -80,6 +80,8 @@ def admits_objects(hint: Any) -> bool:
 def _made(hint: Any) -> bool:
     kind = get_origin(hint) or hint
     plain = ("builtins", "typing", "pathlib")
+    if isinstance(kind, type) and issubclass(kind, Mapping):  # YAML has mappings of its own
+        return False
     return kind is Callable or (isinstance(kind, type) and kind.__module__.partition(".")[0] not in plain)
 
 

@@ -24,10 +24,10 @@ from isopath.run.folder import described, fresh, locked, opened, run_of, same_gr
 from isopath.run.job import architecture, built, device_of, load
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
-from isopath.storage import append_line, read_lines, rewrite_lines, write_json
+from isopath.storage import append_line, load_tensors, rewrite_lines, write_json
 from isopath.trace.record import about, versions
 
-OPTIONS = ("share", "reuse", "pattern", "epochs", "rate", "optimizer", "tolerance", "trainable", "seed")
+OPTIONS = ("share", "reuse", "pattern", "epochs", "rate", "tolerance", "trainable", "seed")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +103,19 @@ def resume(run: Path) -> Path:
 def _run(job: PackJob, run: Path) -> Path:
     """From the tasks that are packed already to the report."""
     console, began, file = Console(highlight=False), time.perf_counter(), run / "packing.safetensors"
-    settings = settings_of(**{key: job.tree[key] for key in OPTIONS})
+    settings = settings_of(**{key: job.tree[key] for key in OPTIONS}, optimizer=None)
     packing = Packing.none(job.model, settings)
     if file.exists():
-        parts = [{name: getattr(task, part) for name, task in job.tasks.items()} for part in ("stem", "head")]
+        parts = [{name: module for name, task in job.tasks.items() if (module := getattr(task, part)) is not None}
+                 for part in ("stem", "head")]  # fmt: skip
+        done = load_tensors(file)[1]["tasks"]
+        parts = [{entry["name"]: part[entry["name"]] for entry in done if entry["name"] in part} for part in parts]
         packing = replace(Packing.load(file, job.model, *parts), settings=settings)
     left = {name: task for name, task in job.tasks.items() if name not in packing}
     steps = each(packing, left, settings, job.tree["parallel"]) if left else iter(())
     title = job.tree["title"] or run.name
-    if (run / "history.jsonl").exists():
-        rewrite_lines(run / "history.jsonl", read_lines(run / "history.jsonl")[0][: len(packing)])
+    if len(packing):  # the file may be ahead of the history
+        rewrite_lines(run / "history.jsonl", packing.history)
     for packing in steps:
         if not (run / "run.json").exists():
             info = {"verb": "pack", "seed": job.tree["seed"], **about(Network(job.model, settings.trainable))}
@@ -120,8 +123,7 @@ def _run(job: PackJob, run: Path) -> Path:
         if not job.tree["parallel"] or len(packing) == len(job.tasks):  # those that choose together are saved together
             packing.save(file)
         name = packing.tasks[-1]
-        member = packing.members[name]
-        append_line(run / "history.jsonl", {"task": name, "free": packing.free, **member.about})
+        append_line(run / "history.jsonl", packing.history[-1])
         console.print(f"{name}: {100 * packing.used[name]:.1f} % of the weights, {100 * packing.free:.1f} % free")
     metrics = _findings(job, packing)
     write_json(run / "metrics.json", {**metrics, "seconds": time.perf_counter() - began})
@@ -141,11 +143,11 @@ def _findings(job: PackJob, packing: Packing) -> dict[str, Any]:
         rows.append([name, score and score.accuracy, score and score.loss, own_count, own,
                      ", ".join(names[k] for k in member.reads) or "none"])  # fmt: skip
     layers = {
-        layer: {**{name: float((owners == m.owner).double().mean()) for name, m in packing.members.items()},
-                "free": float((owners == 0).double().mean())}
+        layer: {name: float((owners == m.owner).double().mean()) for name, m in packing.members.items()}
         for layer, owners in packing.table.table.items()
     }  # fmt: skip
-    said = f"{len(packing)} tasks share {packing.table.size:,} weights, each with its own; "
+    tasks = "1 task has" if len(packing) == 1 else f"{len(packing)} tasks share"
+    said = f"{tasks} {packing.table.size:,} weights, each with its own; "
     said += f"{100 * packing.free:.1f} % are free"
     lowest = min((s.accuracy for s in scores.values() if s.accuracy is not None), default=None)
     said += "" if lowest is None else f", and the least accurate task stands at {100 * lowest:.2f} %"

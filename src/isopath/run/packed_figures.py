@@ -19,13 +19,13 @@ def owners_figure(metrics: Row) -> go.Figure | None:
     if not layers:
         return None
     figure, names = styled(go.Figure()), list(layers)[::-1]  # plotly stacks from below
-    for k, task in enumerate([*metrics["tasks"], "free"]):
-        shares = [number(layers[layer].get(task)) for layer in names]
-        colour = "var(--grid)" if task == "free" else SERIES[k % len(SERIES)]
-        pattern = {"shape": "/" if k >= len(SERIES) and task != "free" else ""}  # colours come round again
+    bars = [(task, SERIES[k % len(SERIES)], "/" if k >= len(SERIES) else "", [layers[n].get(task, 0) for n in names])
+            for k, task in enumerate(metrics["tasks"])]  # fmt: skip
+    bars.append(("free", "var(--grid)", "", [1 - sum(layers[name].values()) for name in names]))
+    for task, colour, shape, shares in bars:
         figure.add_bar(
-            x=shares, y=[safe(name) for name in names], orientation="h", name=safe(task), width=0.6,
-            marker={"color": colour, "pattern": pattern, "line": {"width": 0}},
+            x=[*map(number, shares)], y=[safe(name) for name in names], orientation="h", name=safe(task), width=0.6,
+            marker={"color": colour, "pattern": {"shape": shape}, "line": {"width": 0}},
             hovertemplate=f"%{{y}}<br><b>%{{x:.1%}}</b><extra>{safe(task)}</extra>",
         )  # fmt: skip
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
@@ -36,15 +36,15 @@ def owners_figure(metrics: Row) -> go.Figure | None:
 def tasks_figure(metrics: Row) -> go.Figure | None:
     """A point for each task that was scored."""
     scores = {name: number(value) for name, value in (metrics.get("accuracy") or {}).items()}
-    scores = {name: value for name, value in scores.items() if value is not None}
-    if len(scores) < 2:
+    known = {name: value for name, value in scores.items() if value is not None}
+    if len(known) < 2:
         return None
     order = {name: k for k, name in enumerate(metrics["tasks"])}
-    colours = [SERIES[order[name] % len(SERIES)] for name in scores]
+    colours = [SERIES[order[name] % len(SERIES)] for name in known]
     figure = styled(go.Figure())
     figure.add_bar(
-        x=[safe(name) for name in scores], y=list(scores.values()), width=0.5, marker={"color": colours},
-        text=[f"{100 * (value or 0):.1f} %" for value in scores.values()], textposition="outside", cliponaxis=False,
+        x=[safe(name) for name in known], y=list(known.values()), width=0.5, marker={"color": colours},
+        text=[f"{100 * value:.1f} %" for value in known.values()], textposition="outside", cliponaxis=False,
         hovertemplate="%{x}<br><b>%{y:.2%}</b><extra></extra>", showlegend=False,
     )  # fmt: skip
     return figure.update_yaxes(tickformat=".0%", range=[0, 1.05], title_text="accuracy")
