@@ -21,13 +21,9 @@ Pair = tuple[Tensor, Tensor]
 
 
 @cache
-def mixed(root: Path, name: str, held: bool) -> tuple[Pair, Pair]:
-    """Training rows and test rows, or the last tenth of the training rows in their place."""
-    train, test = {"digits": _images, "clothes": _images, "small digits": _small, "newsgroups": _news}[name](root, name)
-    if held:
-        cut = len(train[0]) - len(train[0]) // 10
-        train, test = (train[0][:cut], train[1][:cut]), (train[0][cut:], train[1][cut:])
-    return train, test
+def mixed(root: Path, name: str) -> tuple[Pair, Pair]:
+    """Training rows and test rows."""
+    return {"digits": _images, "clothes": _images, "small digits": _small, "newsgroups": _news}[name](root, name)
 
 
 def _images(root: Path, name: str) -> tuple[Pair, Pair]:
