@@ -4,8 +4,8 @@ permuted: ten permutations of MNIST's pixels in an MLP of 2 x 100 units with a h
 each, 5 epochs in batches of 128. mixed: MNIST, Fashion-MNIST, scikit-learn's digits of 8 x 8 pixels and the TF-IDF of
 20 Newsgroups in one MLP of 300 and 100 units, inputs filled up with zeros, a head per task, 20 % of the body's weights
 each, 8 epochs. Methods: `ip.pack` in sequence, with weights of earlier tasks read (PackNet) and without (RSN2), and in
-parallel; "separate" trains the whole network anew for every task by the same optimiser, at the same rate, which is
-better than half of it for the separate networks on held-out rows. `seconds_training` is of training alone.
+parallel; "separate" trains the whole network anew for every task by the same optimiser, at the same rate.
+`seconds_training` is of training alone.
 
     python -m benchmarks.pack --data DATA
 """
