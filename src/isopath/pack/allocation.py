@@ -93,7 +93,7 @@ def best(scores: Masks, among: Masks, share: float, pattern: Pattern) -> dict[st
     for name, score in scores.items():
         rows = pattern.rows(torch.where(among[name], score, -torch.inf))
         count = min(max(1, pattern.count(rows.shape[1], share)), rows.shape[1])
-        places = rows.topk(count, 1).indices
+        places = rows.topk(count, 1, sorted=False).indices
         mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, places, True)
         found[name] = mask.view_as(score) & among[name]
     return found

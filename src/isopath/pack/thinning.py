@@ -111,7 +111,7 @@ class Snapshot:
     def back(self, learner: Learner) -> None:
         """As it was."""
         learner.module.load_state_dict(self.state)
-        learner.live = {name: mask.clone() for name, mask in self.live.items()}
+        learner.to_live(self.live)
 
 
 def _share(learner: Learner) -> float:
