@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.pack import METHODS as PACKINGS
 from benchmarks.sparsity import STUDIES
+from benchmarks.tasks.mixed import CLASSES
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = ("unaligned", "activations", "weights", "mixed", "rescaled")
@@ -36,6 +38,10 @@ TASKS = {
     "split-class": "two digits at a time", "split-domain": "even or odd", "split-task": "a head per pair",
 }  # fmt: skip
 SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath")
+PACKED = {
+    "mixed": "four tasks in one network, 8 epochs, accuracy, %",
+    "permuted": "ten permutations of MNIST in 2 × 100 units, a head per task, 5 epochs, %",
+}  # fmt: skip
 TEXTS = ("fine-tuning", "replay", "lora", "isopath", "isopath, both", "separate")
 SPARSE = {
     "all": "784-300-100-10, all 60,000 images as reference", "longer": "the same, three times the evaluations",
@@ -123,6 +129,16 @@ def main() -> None:
         cells = [spread(values(f"surgery/{share}", method, "accuracy")) for share in (90, 95, 98)]
         if any(cell != "–" for cell in cells):
             print(f"| {f'**{method}**' if method == 'isopath' else method} | {' | '.join(cells)} |")
+    for name, what in PACKED.items():
+        columns = ["average", *(CLASSES if name == "mixed" else ())]
+        print(f"\n| {what} | {' | '.join(columns)} | weights used |")
+        print("|---" * (len(columns) + 2) + "|")
+        for method in PACKINGS:
+            used = values(f"pack/{name}", method, "used")
+            cells = [spread(values(f"pack/{name}", method, column)) for column in columns]
+            if used:
+                label = f"**{method}**" if method.startswith("isopath") else method
+                print(f"| {label} | {' | '.join(cells)} | {100 * statistics.mean(used):.0f} % |")
     print("\n| MiniLM, four text tasks one after the other, % | average at the end | forgetting |\n|---|---|---|")
     for method in TEXTS:
         average, lost = (values("texts", method, key) for key in ("average", "forgetting"))
