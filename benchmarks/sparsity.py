@@ -111,7 +111,11 @@ STUDIES = {
     "all": Study(network, (0.95, 0.98, 0.99), 0.98, 8, {**PLAIN, **BESIDE}, 70),
     "longer": Study(network, (0.98, 0.99), 0.98, 24, LONGER, 210),
     "512": Study(network, (0.9, 0.95), 0.95, 400, {**PLAIN, LOGITS: rates(*RATES)}, 35, 512, 12, "squared_error", 1e9),
-    "narrow": Study(narrow, (0.95, 0.98), 0.98, 8, {**PLAIN, **BESIDE}, 70, epochs=40),
+    "narrow": Study(narrow, (0.95, 0.98), 0.98, 24, {
+        "one-shot": rates(0.0), "gradual, distilled": rates(2e-3, 4e-3),
+        "diagonal Fisher, distilled": [{"rate": rate, "damping": 1e-3} for rate in (2e-3, 4e-3)],
+        "isopath, magnitude": rates(4e-3, 8e-3), "isopath, metric": rates(8e-3, 1.6e-2),
+    }, 210, epochs=40),
     # at the rate that both chose for the other networks: a run takes minutes
     "lenet-5": Study(lenet5, (0.99, 0.9936), 0.9936, 12,
                      {"gradual, distilled": rates(4e-3), "isopath, metric": rates(4e-3)}, 105),
