@@ -3,9 +3,9 @@
 permuted: ten permutations of MNIST's pixels in an MLP of 2 x 100 units with a head per task, 8 % of the body's weights
 each, 5 epochs in batches of 128. mixed: the TF-IDF of 20 Newsgroups, Fashion-MNIST, scikit-learn's digits of 8 x 8
 pixels and MNIST, in this order, in one MLP of 2,048 inputs, 300 and 100 units, images enlarged to fill the inputs, a
-head per task, 25 % of the body's weights each, 8 epochs. Methods: `ip.pack` in sequence, with weights of earlier tasks read (PackNet) and without (RSN2), and in
-parallel; "separate" trains the whole network anew for every task by the same optimiser, at the same rate.
-`seconds_training` is of training alone.
+head per task, 25 % of the body's weights each, 8 epochs. Methods: `ip.pack` in sequence, with weights of earlier tasks
+read (PackNet) and without (RSN2), and in parallel; "separate" trains the whole network anew for every task by the same
+optimiser, at the same rate. `seconds_training` is of training alone.
 
     python -m benchmarks.pack --data DATA
 """

@@ -1,4 +1,4 @@
-"""Four tasks that have nothing in common, for one body of 2,048 inputs: newsgroups, clothes, digits and small digits."""
+"""Four tasks that have nothing in common, for one body of 2,048 inputs: newsgroups, clothes, small digits, digits."""
 
 from __future__ import annotations
 
@@ -25,10 +25,8 @@ def stem(name: str) -> nn.Module:
     """What makes 2,048 numbers of a task's rows, without a parameter: images are enlarged to 45 x 45 pixels."""
     if name not in SIDES:
         return nn.Identity()
-    return nn.Sequential(
-        nn.Unflatten(1, (1, SIDES[name], SIDES[name])), nn.Upsample(size=(FILLED, FILLED), mode="bilinear"), nn.Flatten(),
-        nn.ConstantPad1d((0, WORDS - FILLED**2), 0.0),
-    )  # fmt: skip
+    image, larger = nn.Unflatten(1, (1, SIDES[name], SIDES[name])), nn.Upsample(size=(FILLED, FILLED), mode="bilinear")
+    return nn.Sequential(image, larger, nn.Flatten(), nn.ConstantPad1d((0, WORDS - FILLED**2), 0.0))
 
 
 @cache
