@@ -32,6 +32,7 @@ RATE = 4e-3
 METHODS: dict[str, dict[str, Any]] = {
     "separate": {}, "isopath, in sequence": {}, "isopath, own weights alone": {"reuse": False},
     "isopath, in parallel": {"parallel": True},
+    "isopath, in parallel, saliency": {"parallel": True, "score": "saliency"},
 }  # fmt: skip
 Pair = tuple[Tensor, Tensor]
 

@@ -87,9 +87,10 @@ def test_without_reuse_a_task_needs_its_own_weights_alone():
     assert "reads" not in str(packed)
 
 
-def test_in_parallel_tasks_choose_apart_and_do_not_read_one_another():
+@pytest.mark.parametrize("score", ["magnitude", "saliency"])
+def test_in_parallel_tasks_choose_apart_and_do_not_read_one_another(score):
     tasks = {name: task(seed) for seed, name in enumerate("abc")}
-    packed = ip.pack(body(norm=True), tasks, 0.33, parallel=True, epochs=20, rate=1e-2)
+    packed = ip.pack(body(norm=True), tasks, 0.33, parallel=True, score=score, epochs=20, rate=1e-2)
     assert all(member.reads == () for member in packed.members.values())
     assert packed.free == pytest.approx(1 - 3 * sum(int(0.33 * o.numel()) for o in packed.owners.values()) / 1770)
     assert min(ip.evaluate(packed[name], tasks[name]).accuracy for name in tasks) > 0.95
@@ -374,6 +375,7 @@ def test_a_share_out_of_range_is_refused(share):
     ({"pattern": "3:2"}, "n:m"), ({"pattern": "1:4", "share": 0.3}, "1:4 gives each task 0.25 of the weights"),
     ({"pattern": "1:4", "share": "auto"}, "has no choice"), ({"pattern": "1:5"}, "does not divide"),
     ({"parallel": True, "share": "auto"}, "need shares"), ({"share": 0.001}, "is none of the"),
+    ({"score": "size"}, "score must be 'magnitude' or 'saliency'"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(more, words):
     with raises(words):

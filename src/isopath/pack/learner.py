@@ -106,6 +106,11 @@ class Learner:
             self.to(min(end, self.step + every))
         self.to(end)
 
+    @property
+    def magnitudes(self) -> dict[str, Tensor]:
+        """|w| of each weight."""
+        return {name: p.detach().abs() for name, p in self.weights.items()}
+
     def again(self, share: float) -> Learner:
         """As many steps more in the same module, with a new optimiser at a share of the rate."""
 

@@ -20,14 +20,14 @@ from isopath.pack.learner import Learner, MakeOptimizer, outputs_of
 from isopath.pack.member import Member, joined
 from isopath.pack.owners import FREE
 from isopath.pack.packing import Packing, within
-from isopath.pack.settings import Settings, Share
+from isopath.pack.settings import Score, Settings, Share
 from isopath.pack.thinning import thinned
 from isopath.space import Space
 
 EPOCHS, STEPS = 5, 500  # of a task, whichever is more, where none are given
 DENSE, RAMP = 0.1, 0.6  # shares of the steps: until then all free weights learn, until then they go, then what is left
 AGAIN = 0.3  # of the rate, where a task that has learned loses weights by "auto"
-TOGETHER = 0.2  # of tasks that choose together: the steps over which saliency is summed
+TOGETHER = {"magnitude": 0.3, "saliency": 0.2}  # of tasks that choose together: the steps before they choose
 
 
 def pack(
@@ -36,6 +36,7 @@ def pack(
     share: Share | None = None,
     *,
     parallel: bool = False,
+    score: Score = "magnitude",
     reuse: bool = True,
     pattern: str = "unstructured",
     epochs: float | None = None,
@@ -49,9 +50,9 @@ def pack(
 
     In sequence a task learns in all the weights that are free; the smallest of them go, a few at a time, until its
     share of each layer is left, which it owns from then on (PackNet, Mallya & Lazebnik 2018, arXiv 1711.05769, with
-    `reuse`; RSN2, Renn et al. 2022, arXiv 2207.08821, without). In parallel all tasks choose at the same time, by
-    Σ |w ∂L/∂w| over their first steps, each weight going to the task that ranks it highest. Biases, normalisation and
-    its statistics are copied for each task, and so are its stem and head.
+    `reuse`; RSN2, Renn et al. 2022, arXiv 2207.08821, without). In parallel all tasks learn apart for a while and then
+    choose at the same time, each weight going to the task that ranks it highest. Biases, normalisation and its
+    statistics are copied for each task, and so are its stem and head.
 
     Args:
         model: any module with linear or convolution layers; it is not modified. Free weights start from its values.
@@ -63,6 +64,8 @@ def pack(
             `tolerance` of what it was before any went, and no more than an equal part of what is free for each task
             that is still to come (in sequence only; it takes twice the steps).
         parallel: all at the same time; they do not read one another's weights.
+        score: by which they rank weights then: `"magnitude"`, |w|, or `"saliency"`, Σ |w ∂L/∂w| over the first steps,
+            which follows the inputs that are seen most: of words it keeps the frequent ones.
         reuse: whether a task reads, and never writes, the weights of the tasks before it.
         pattern: `"n:m"`: a task owns n of every m neighbouring weights of an output, and the share is n / m.
         epochs: over each task's rows, in batches of its `batch_size`; by default 5, or as many as make 500 steps.
@@ -77,19 +80,19 @@ def pack(
         ValueError: no weights to share out, a share that does not fit (before anything is learned; the message says
             what is free), labels that leave the head, or an n:m that does not divide a layer's rows.
     """
-    settings = settings_of(share, reuse, pattern, epochs, rate, optimizer, tolerance, trainable, seed)
+    settings = settings_of(share, reuse, pattern, epochs, rate, optimizer, tolerance, trainable, seed, score)
     return packed(Packing.none(model, settings), tasks, settings, parallel)
 
 
 def settings_of(
     share: Share | None, reuse: bool, pattern: str, epochs: float | None, rate: float,
     optimizer: MakeOptimizer | None,
-    tolerance: float, trainable: Iterable[str] | str | None, seed: int,
+    tolerance: float, trainable: Iterable[str] | str | None, seed: int, score: Score,
 ) -> Settings:  # fmt: skip
     """The arguments of `pack`, checked; a share that is not given is the pattern's, or a fifth."""
     given = Pattern(pattern).share
     share = share if share is not None else 0.2 if given is None else given
-    return Settings(share, reuse, pattern, epochs, rate, tolerance, trainable, seed, optimizer)  # type: ignore[arg-type]
+    return Settings(share, reuse, pattern, epochs, rate, tolerance, trainable, seed, optimizer, score)  # type: ignore[arg-type]
 
 
 def packed(packing: Packing, tasks: Mapping[str, Task], settings: Settings, parallel: bool = False) -> Packing:
@@ -274,9 +277,11 @@ def _together(packing: Packing, tasks: Mapping[str, Task], shares: Mapping[str, 
     first, reads = _numbers(packing)
     free = packing.table.of(FREE)
     places = [_place(packing, name, task, first + k, reads) for k, (name, task) in enumerate(tasks.items())]
+    by = packing.settings.score
     for place in places:
-        place.learner.to(max(1, round(TOGETHER * place.learner.steps)), scored=True)
-    masks = drafted([place.learner.scores for place in places], free, list(shares.values()), pattern)
+        place.learner.to(max(1, round(TOGETHER[by] * place.learner.steps)), scored=by == "saliency")
+    scores = [place.learner.scores if by == "saliency" else place.learner.magnitudes for place in places]
+    masks = drafted(scores, free, list(shares.values()), pattern)
     for place, mask, task in zip(places, masks, tasks.values()):
         learner = place.learner
         learner.shrink(learner.step, max(learner.step, round(RAMP * learner.steps)), shares[place.name], pattern, mask)

@@ -12,6 +12,7 @@ from torch import nn
 from isopath.pack.allocation import Pattern
 from isopath.pack.learner import MakeOptimizer
 
+Score = Literal["magnitude", "saliency"]
 Share = float | Literal["auto"] | Mapping[str, float]
 
 
@@ -25,6 +26,7 @@ class Settings:
         pattern: `"unstructured"` or `"n:m"`.
         epochs: over a task's rows; by default 5, or as many as make 500 steps.
         rate: of Adam, where no optimiser is given.
+        score: by which tasks that choose together choose, `"magnitude"` or `"saliency"`.
         tolerance: with `"auto"`, how much less accurate a task may be than before any of its weights went.
         trainable: names or patterns of the parameters that tasks share out or own; all trainable ones by default.
         seed: of batches and of dropout.
@@ -43,6 +45,7 @@ class Settings:
     trainable: tuple[str, ...] | None = None
     seed: int = 0
     optimizer: MakeOptimizer | None = None
+    score: Score = "magnitude"
 
     def __post_init__(self) -> None:
         shares = list(self.share.values()) if isinstance(self.share, Mapping) else [self.share]
@@ -53,6 +56,8 @@ class Settings:
             raise ValueError(
                 f"epochs and rate must be > 0 and tolerance >= 0, got {self.epochs}, {self.rate} and {self.tolerance}"
             )
+        if self.score not in ("magnitude", "saliency"):
+            raise ValueError(f"score must be 'magnitude' or 'saliency', got {self.score!r}")
         given = Pattern(self.pattern).share
         if given is not None and any(abs(share - given) > 1e-9 for share in numbers):
             raise ValueError(f"{self.pattern} gives each task {given:g} of the weights, got share={self.share}")

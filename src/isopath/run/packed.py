@@ -27,7 +27,7 @@ from isopath.run.printed import print_table
 from isopath.storage import append_line, load_tensors, rewrite_lines, write_json
 from isopath.trace.record import about, versions
 
-OPTIONS = ("share", "reuse", "pattern", "epochs", "rate", "tolerance", "trainable", "seed")
+OPTIONS = ("share", "reuse", "pattern", "epochs", "rate", "tolerance", "trainable", "seed", "score")
 
 
 @dataclass(frozen=True, eq=False)
