@@ -46,7 +46,7 @@ TEXTS = ("fine-tuning", "replay", "lora", "isopath", "isopath, both", "separate"
 SPARSE = {
     "all": "784-300-100-10, all 60,000 images as reference", "longer": "the same, three times the evaluations",
     "512": "784-300-100-10, 512 images",
-    "narrow": "784-40-20-10, all images", "lenet-5": "LeNet-5, all images",
+    "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images",
 }  # fmt: skip
 
 
