@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -22,12 +21,13 @@ from isopath.connect.curve import begin
 from isopath.connect.training import Training
 from isopath.objectives import Task
 from isopath.run import report
-from isopath.run.config import Tree, dumped, inside, read, resolve
+from isopath.run.config import Tree, inside
 from isopath.run.data import Data
-from isopath.run.folder import described, fresh, locked, opened, run_of, same_ground, swept
+from isopath.run.folder import described
 from isopath.run.job import architecture, built, device_of, load, summed
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
+from isopath.run.started import resumed, started
 from isopath.storage import (
     append_line,
     load_tensors,
@@ -102,11 +102,7 @@ def connect(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
         FileExistsError: there is something at `out`.
         ConfigError: the config is wrong.
     """
-    out = fresh(out)
-    tree = resolve(read(config, overrides), "connect")
-    job = Connection.of(tree)
-    with opened(out, dumped(tree)):
-        return _run(job, out)
+    return started("connect", config, out, overrides, Connection.of, _run)
 
 
 def resume(run: Path) -> Path:
@@ -116,14 +112,7 @@ def resume(run: Path) -> Path:
         FileNotFoundError: `run` is no run folder of the command line.
         BlockingIOError: another process is writing it.
     """
-    run = run_of(run, "connect")
-    with locked(run):
-        swept(run)
-        if (run / "run.json").exists():
-            same_ground(described(run))
-        if (run / "metrics.json").exists():
-            warnings.warn(f"{run} has ended already; its figures and report are written anew", stacklevel=2)
-        return _run(Connection.of(resolve(read(run / "config.yaml"), "connect")), run)
+    return resumed("connect", run, Connection.of, _run)
 
 
 def _run(job: Connection, run: Path) -> Path:

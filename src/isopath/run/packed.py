@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +18,11 @@ from isopath.objectives import Task
 from isopath.pack import Packing
 from isopath.pack.packer import each, settings_of
 from isopath.run import report
-from isopath.run.config import Tree, dumped, inside, read, resolve
-from isopath.run.folder import described, fresh, locked, opened, run_of, same_ground, swept
+from isopath.run.config import Tree, inside
 from isopath.run.job import architecture, built, device_of, load
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
+from isopath.run.started import resumed, started
 from isopath.storage import append_line, load_tensors, rewrite_lines, write_json
 from isopath.trace.record import about, versions
 
@@ -76,11 +75,7 @@ def pack(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
         FileExistsError: there is something at `out`.
         ConfigError: the config is wrong.
     """
-    out = fresh(out)
-    tree = resolve(read(config, overrides), "pack")
-    job = PackJob.of(tree)
-    with opened(out, dumped(tree)):
-        return _run(job, out)
+    return started("pack", config, out, overrides, PackJob.of, _run)
 
 
 def resume(run: Path) -> Path:
@@ -90,14 +85,7 @@ def resume(run: Path) -> Path:
         FileNotFoundError: `run` is no run folder of the command line.
         BlockingIOError: another process is writing it.
     """
-    run = run_of(run, "pack")
-    with locked(run):
-        swept(run)
-        if (run / "run.json").exists():
-            same_ground(described(run))
-        if (run / "metrics.json").exists():
-            warnings.warn(f"{run} has ended already; its figures and report are written anew", stacklevel=2)
-        return _run(PackJob.of(resolve(read(run / "config.yaml"), "pack")), run)
+    return resumed("pack", run, PackJob.of, _run)
 
 
 def _run(job: PackJob, run: Path) -> Path:
