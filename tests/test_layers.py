@@ -18,7 +18,7 @@ LAYERS = (
     "trace",
     "optim",
     "evaluate",
-    "connect pack",
+    "connect generate pack",
     "paths",
     "check",
     "run.progress",  # what the verbs show; the rest of the room reads their signatures

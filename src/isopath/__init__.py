@@ -8,6 +8,7 @@ from isopath import check, metrics, objectives, optim, paths, symmetry
 from isopath.connect import along, average, barrier, connect
 from isopath.ensemble import Ensemble
 from isopath.evaluate import evaluate, footprint
+from isopath.generate import Generator, distill, generate
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
@@ -22,6 +23,7 @@ from isopath.version import __version__
 __all__ = [
     "Diversity",
     "Ensemble",
+    "Generator",
     "Memory",
     "NaturalGradient",
     "NullSpace",
@@ -42,8 +44,10 @@ __all__ = [
     "check",
     "compact",
     "connect",
+    "distill",
     "evaluate",
     "footprint",
+    "generate",
     "load_weights",
     "metrics",
     "objectives",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from isopath.network import Output, pick, plain_kernels
+from isopath.network import Network, Output, pick, plain_kernels
+from isopath.space import Trainable
 
 Mean = Literal["probabilities", "logits"]
 
@@ -40,6 +41,22 @@ class Ensemble(nn.Module):
         self.models = nn.ModuleList(copy.deepcopy(model) for model in models)
         self.mean, self.output, self.batched = mean, output, batched
         self.eval()
+
+    @classmethod
+    def at(cls, model: nn.Module, thetas: Iterable[Tensor], trainable: Trainable = None, **options: Any) -> Ensemble:
+        """The networks at points of weight space, of a path or a generator say.
+
+        Args:
+            model: the architecture; it is not modified.
+            thetas: points `(P,)`, or `(M, P)` of them.
+            trainable: the parameters that the points are made of; see `Space`.
+            options: of `Ensemble`.
+
+        Raises:
+            ValueError: there is no point, or one does not fit the model.
+        """
+        network = Network(model, trainable)
+        return cls([network.model(theta) for theta in thetas], **options)
 
     def __len__(self) -> int:
         return len(self.models)

@@ -1,0 +1,61 @@
+"""How a generator is built and trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Start = Literal["nothing", "model"]
+Schedule = Literal["constant", "falling", "rising"] | Callable[[float], float]
+SHARES: dict[str, Callable[[float], float]] = {
+    "constant": lambda t: 1.0,
+    "falling": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "rising": lambda t: min(1.0, 2 * t),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `isopath.generate` is asked for; see there.
+
+    Raises:
+        ValueError: a number is out of range, or a name unknown.
+    """
+
+    diversity: float = 0.5
+    schedule: Schedule = "constant"
+    start: Start = "nothing"
+    latent: int = 64
+    code: int = 16
+    width: int = 128
+    trunk: int = 256
+    steps: int = 2000
+    networks: int = 8
+    rate: float = 1e-3
+    patience: int | None = None
+    permutations: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.diversity >= 0 and math.isfinite(self.diversity)):
+            raise ValueError(f"diversity must be >= 0 and finite, got {self.diversity}")
+        if isinstance(self.schedule, str) and self.schedule not in SHARES:
+            raise ValueError(f"schedule must be one of {', '.join(SHARES)} or a function, got {self.schedule!r}")
+        if self.start not in ("nothing", "model"):
+            raise ValueError(f"start must be 'nothing' or 'model', got {self.start!r}")
+        for name in ("latent", "code", "width", "trunk", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.networks < 2:
+            raise ValueError(f"networks must be >= 2: diversity is a distance between them; got {self.networks}")
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise ValueError(f"rate must be > 0 and finite, got {self.rate}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be >= 1 steps or None, got {self.patience}")
+
+    def weight(self, progress: float) -> float:
+        """Of the entropy, at a share of the steps in [0, 1]."""
+        share = SHARES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        return self.diversity * float(share(progress))
