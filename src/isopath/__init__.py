@@ -8,7 +8,7 @@ from isopath import check, metrics, objectives, optim, paths, symmetry
 from isopath.connect import along, average, barrier, connect
 from isopath.ensemble import Ensemble
 from isopath.evaluate import evaluate, footprint
-from isopath.generate import Generator, distill, generate
+from isopath.generate import Generator, distill, explore, generate
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
@@ -46,6 +46,7 @@ __all__ = [
     "connect",
     "distill",
     "evaluate",
+    "explore",
     "footprint",
     "generate",
     "load_weights",

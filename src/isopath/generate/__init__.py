@@ -4,5 +4,16 @@ from isopath.generate.distillation import distill
 from isopath.generate.entropy import entropy, intrinsic_dimension, participation
 from isopath.generate.generation import generate
 from isopath.generate.generator import Generator, LatentPath
+from isopath.generate.manifold import Manifold, explore
 
-__all__ = ["Generator", "LatentPath", "distill", "entropy", "generate", "intrinsic_dimension", "participation"]
+__all__ = [
+    "Generator",
+    "LatentPath",
+    "Manifold",
+    "distill",
+    "entropy",
+    "explore",
+    "generate",
+    "intrinsic_dimension",
+    "participation",
+]

@@ -97,4 +97,4 @@ def training_of(
         Layout.of(network.space), settings.latent, settings.code, settings.width, settings.trunk, random, around,
         network.start,
     ).to(network.start)  # fmt: skip
-    return Training(made, Family(network, chunk), gauge, task, settings)
+    return Training(made, Family(network, chunk, apart=True), gauge, task, settings)

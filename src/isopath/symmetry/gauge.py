@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from isopath.network import Network
 from isopath.space import Space
@@ -17,10 +18,12 @@ from isopath.symmetry.finder import symmetries as find
 from isopath.symmetry.group import Scaling, Symmetries
 from isopath.symmetry.matching import Descent
 from isopath.symmetry.permutation import Permutation
-from isopath.symmetry.rescaling import rescaled
+from isopath.symmetry.rescaling import octaves, rescaled
 from isopath.symmetry.similarity import Weights
 
 SWEEPS = 20  # of coordinate descent over the groups
+ROUNDS = 50  # over the groups: one will do where none leads back into an earlier one
+SETTLED = 1e-7  # relative change
 EQUAL = 1e-9  # of outputs, relative, in float64
 
 
@@ -36,11 +39,16 @@ class Gauge:
         space: names and shapes of points.
         found: permutations and rescalings.
         shifts: parameters whose first axis is the classes' and may be shifted as a whole: they are centred.
+        scaled: indices in `found.scalings` of those that are taken out. Where one group leads back into another, as
+            when a layer is used twice, norms of one cannot all be had, and what cannot stays in.
+        rounds: over all scalings, until nothing changes: one where no group leads back into an earlier one.
     """
 
     space: Space
     found: Symmetries
     shifts: tuple[str, ...] = ()
+    scaled: tuple[int, ...] = ()
+    rounds: int = ROUNDS
 
     @classmethod
     def of(
@@ -58,7 +66,9 @@ class Gauge:
         """
         space = Space.of(model) if space is None else space
         found = find(model, example) if found is None else found
-        return cls(space, found, _shifts(model, example, space) if softmax else ())
+        shifts = _shifts(model, example, space) if softmax else ()
+        network = Network(model, lambda name: name in space.names)
+        return cls(space, found, shifts, *_canonical(network, found))
 
     def fixed(self, thetas: Tensor) -> Tensor:
         """Equal networks `(n, P)` that depend on nothing but the networks, permutations left aside; differentiable.
@@ -66,7 +76,7 @@ class Gauge:
         Group by group, from the inputs on, each unit is multiplied such that what it has where its power is the largest
         (its incoming weights and its bias) has norm one; what may be shifted has mean zero over the classes.
         """
-        return torch.stack([self._flat(self._fixed(self.space.unflatten(theta))) for theta in thetas])
+        return vmap(lambda theta: self._flat(self._fixed(self.space.unflatten(theta))))(thetas)
 
     def aligned(self, thetas: Tensor, anchor: Tensor) -> Tensor:
         """Points `(n, P)` with their units permuted to lie next to those of one, `(P,)`; differentiable.
@@ -77,8 +87,8 @@ class Gauge:
         return torch.stack([self._aligned(theta, anchor) for theta in thetas])
 
     def distances(self, thetas: Tensor) -> Tensor:
-        """Euclidean distances `(n, n)` of points `(n, P)` in this gauge, each pair aligned."""
-        points = self.fixed(thetas.detach())
+        """Euclidean distances `(n, n)` of points `(n, P)`, each pair aligned; give what `fixed` gave."""
+        points = thetas.detach()
         total = torch.zeros(len(points), len(points), dtype=torch.float64)
         for i, anchor in enumerate(points):
             near = self.aligned(points[:i], anchor) if i else points[:0]
@@ -87,12 +97,32 @@ class Gauge:
 
     def _fixed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensors = dict(tensors)
-        for k, scaling in enumerate(self.found.scalings):
-            if all(name in tensors for name, _, _ in scaling.exponents):
-                tensors = rescaled(tensors, self.found, {k: self._factor(scaling, tensors)})
-        for name in self.shifts:
+        for name in self.shifts:  # before the factors, which leave means of zero: the other way round they would change
             tensors[name] = tensors[name] - tensors[name].mean(0, keepdim=True)
+        for _ in range(self.rounds):
+            for k in self.scaled:
+                tensors = rescaled(tensors, self.found, {k: self._factor(self.found.scalings[k], tensors)})
         return tensors
+
+    def _settled(self, point: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+        """The point in the gauge, and the rounds until no factor differed from one."""
+        once, before = replace(self, rounds=1), dict(point)
+        names = {name for k in self.scaled for name, _, _ in self.found.scalings[k].exponents}
+        for count in range(ROUNDS):
+            after = once._fixed(before)
+            if all(torch.allclose(after[n], before[n], rtol=SETTLED, atol=0) for n in names):
+                return after, count
+            before = after
+        return before, ROUNDS
+
+    def _holds(self, point: Mapping[str, Tensor], factors: Mapping[int, Tensor]) -> bool:
+        """Whether a point and a rescaled copy come to one."""
+        fixed, rounds = self._settled(point)
+        if rounds == ROUNDS:
+            return False
+        other, _ = self._settled(rescaled(point, self.found, {k: factors[k] for k in self.scaled}))
+        names = {name for k in self.scaled for name, _, _ in self.found.scalings[k].exponents}
+        return all(torch.allclose(fixed[n], other[n], rtol=1e-5, atol=1e-8) for n in names)
 
     def _factor(self, scaling: Scaling, tensors: Mapping[str, Tensor]) -> Tensor:
         """What makes the norm of each unit one, where its power is the largest."""
@@ -116,6 +146,22 @@ class Gauge:
 
     def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([tensors[name].reshape(-1) for name in self.space.names])  # Space.flatten detaches
+
+
+def _canonical(network: Network, found: Symmetries) -> tuple[tuple[int, ...], int]:
+    """The scalings that can be taken out together and the rounds that it takes: tried on random points."""
+    generator, start = torch.Generator().manual_seed(0), network.start.cpu().double()
+    noise = torch.randn(start.shape, generator=generator, dtype=torch.float64)
+    points = [network.space.unflatten(theta) for theta in (start + 0.1 * start.std() * noise, noise)]
+    factors = octaves(found, generator, 2)
+    taken: tuple[int, ...] = ()
+    for k, scaling in enumerate(found.scalings):
+        gauge = Gauge(network.space, found, (), (*taken, k))
+        known = all(name in points[0] for name, _, _ in scaling.exponents)
+        if known and all(gauge._holds(point, factors) for point in points):
+            taken = gauge.scaled
+    final = Gauge(network.space, found, (), taken)
+    return taken, max(final._settled(point)[1] for point in points)
 
 
 def _shifts(model: nn.Module, example: Any, space: Space) -> tuple[str, ...]:

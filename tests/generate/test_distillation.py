@@ -1,0 +1,102 @@
+"""One network taught by several."""
+
+import copy
+
+import pytest
+import torch
+from problems import small, square, task
+from torch import nn
+
+import isopath as ip
+
+
+def teacher():
+    return ip.Ensemble([small(seed) for seed in range(3)])
+
+
+def test_a_student_comes_to_say_what_its_teacher_says():
+    x, _ = square(300)
+    goal, student = teacher(), small(9)
+    learned = ip.distill(goal, student, x, epochs=120, rate=1e-2, batch_size=64)
+
+    def away(model):
+        return float((goal(x).exp() - model(x).softmax(1)).abs().mean().detach())
+
+    assert away(learned) < 0.1 * away(student)
+
+
+def test_it_starts_from_the_students_weights_and_changes_nobody():
+    x, _ = square(64)
+    goal, student = teacher(), small(9).eval()
+    states = [copy.deepcopy(m.state_dict()) for m in (goal, student)]
+    rng = torch.get_rng_state()
+    learned = ip.distill(goal, student, x, epochs=1, rate=1e-9)
+    assert torch.allclose(learned(x), student(x), atol=1e-4)
+    for module, state in zip((goal, student), states):
+        assert all(torch.equal(state[name], t) for name, t in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert not learned.training and all(p.grad is None for p in learned.parameters())
+
+
+def test_the_divergence_is_zero_where_they_agree_whatever_the_temperature():
+    x, _ = square(64)
+    student = small(9)
+
+    def plain(parameters):
+        return torch.optim.SGD(parameters, 0.1)  # Adam would divide rounding by rounding
+
+    for temperature in (1.0, 4.0):
+        learned = ip.distill(student, student, x, epochs=2, temperature=temperature, optimizer=plain)
+        assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(learned.parameters(), student.parameters()))
+
+
+class Noted(nn.Module):
+    """Counts the rows that it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.register = small(), None
+        self.register_buffer("rows", torch.zeros(()))
+
+    def forward(self, x):
+        seen.append(len(x))
+        return self.inner(x)
+
+
+seen: list[int] = []
+
+
+def test_the_teacher_runs_once_over_the_data_or_on_every_augmented_batch():
+    x, _ = square(50)
+    for augment, passes in ((None, 1), (lambda x, g: x + 0.01 * torch.randn(x.shape, generator=g), 4)):
+        seen.clear()
+        ip.distill(Noted(), small(1), x, epochs=4, batch_size=16, augment=augment)
+        assert sum(seen) == 50 * passes
+
+
+def test_labels_are_used_where_they_are_wanted():
+    wrong = ip.Task(square(200)[0], (square(200)[1] + 1) % 4)
+    learned = ip.distill(small(2), small(3), wrong, epochs=60, rate=1e-2, labels=1.0)
+    assert ip.evaluate(learned, wrong).accuracy > 0.85
+    with pytest.raises(TypeError, match="needs a Task"):
+        ip.distill(small(2), small(3), wrong.x, labels=0.5)
+
+
+def test_the_same_seed_gives_the_same_bits_with_dropout_too():
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(), nn.ReLU(), nn.Linear(8, 4))
+    a, b, c = (ip.distill(small(), model, square(40)[0], epochs=2, seed=s) for s in (0, 0, 1))
+    assert torch.equal(a[0].weight, b[0].weight) and not torch.equal(a[0].weight, c[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [({"epochs": 0}, "epochs and batch"), ({"temperature": 0.0}, "temperature and rate"), ({"labels": 2.0}, "labels")],
+)
+def test_bad_options(option, said):
+    with pytest.raises(ValueError, match=said):
+        ip.distill(small(), small(1), square()[0], **option)
+
+
+def test_outputs_that_differ_in_shape():
+    with pytest.raises(ValueError, match=r"student's outputs have shape \(20, 3\), the teacher's \(20, 4\)"):
+        ip.distill(small(), nn.Linear(2, 3), task(20).x)

@@ -1,0 +1,114 @@
+"""A generator once trained: samples, paths, files."""
+
+import copy
+
+import pytest
+import torch
+from problems import SMALL, convolved, small, square, task
+from torch import nn
+
+import isopath as ip
+
+
+@pytest.fixture(scope="module")
+def generator():
+    torch.set_num_threads(1)
+    return ip.generate(small(), task(), steps=300, rate=3e-3, **SMALL)
+
+
+def test_samples_modules_and_ensembles_are_the_same_networks(generator):
+    x, _ = square(10, 2)
+    thetas = generator.sample(3, seed=5)
+    models = generator.models(3, seed=5)
+    assert thetas.shape == (3, generator.network.space.dimension)
+    assert torch.equal(generator.network.space.flatten(dict(models[1].named_parameters())), thetas[1])
+    assert torch.allclose(generator.model(generator.latents(3, 5)[2])(x), models[2](x), atol=1e-6)
+    joined = generator.ensemble(3, seed=5)
+    assert torch.allclose(joined(x).exp(), torch.stack([m(x).softmax(1) for m in models]).mean(0), atol=1e-6)
+    points = ip.Ensemble.at(small(), thetas)
+    assert torch.allclose(points(x), joined(x), atol=1e-6)
+
+
+def test_a_larger_sample_begins_with_the_smaller_one(generator):
+    assert torch.equal(generator.latents(5, 1)[:2], generator.latents(2, 1))
+    assert not torch.equal(generator.latents(2, 1), generator.latents(2, 2))
+
+
+def test_a_path_between_latents_ends_on_them_and_stays_at_their_norms(generator):
+    a, b = generator.latents(2, 3)
+    path = generator.path(a, b)
+    assert isinstance(path, ip.paths.Path)
+    assert torch.allclose(path(0.0), generator(a[None])[0]) and torch.allclose(path(1.0), generator(b[None])[0])
+    norms = [float(path.latent(t).norm()) for t in (0.0, 0.25, 0.5, 1.0)]
+    assert norms == pytest.approx([float(a.norm() + t * (b.norm() - a.norm())) for t in (0, 0.25, 0.5, 1)], rel=1e-5)
+    assert path.length() >= float((path(1.0) - path(0.0)).norm())
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        path(1.5)
+    same = generator.path(a, 2 * a)
+    assert torch.allclose(same.latent(0.5), 1.5 * a)
+
+
+@pytest.mark.parametrize("model", [small, convolved])
+def test_a_file_gives_the_same_networks_in_a_model_of_other_weights(tmp_path, model):
+    base = model()
+    with torch.no_grad():
+        for buffer in base.buffers():
+            buffer.add_(1)
+        next(base.parameters()).requires_grad_(False)  # a frozen one is not made, and not lost
+    shape = (40, 2) if model is small else (40, 1, 4, 4)
+    given = ip.Task(torch.randn(shape), torch.randint(3, (40,)), batch_size=16)
+    made = ip.generate(base, given, steps=3, **SMALL)
+    made.save(tmp_path / "g.safetensors")
+    other = model()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(7)
+        next(other.parameters()).requires_grad_(False)
+    before = copy.deepcopy(other.state_dict())
+    loaded = ip.Generator.load(tmp_path / "g.safetensors", other)
+    assert torch.equal(loaded.sample(3), made.sample(3))
+    a, b = loaded.models(1)[0], made.models(1)[0]
+    assert all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
+    assert (loaded.status, loaded.history) == (made.status, made.history)
+    assert all(torch.equal(before[name], t) for name, t in other.state_dict().items())
+
+
+def test_files_of_other_modules_and_of_other_kinds(generator, tmp_path):
+    file = tmp_path / "g.safetensors"
+    generator.save(file)
+    wide = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 4))
+    with pytest.raises(ValueError, match=r"another module: 3 parameters differ: '0.weight': \(8, 2\) in the file, \(9"):
+        ip.Generator.load(file, wide)
+    ip.save_weights(wide, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no generator's file"):
+        ip.Generator.load(tmp_path / "w.safetensors", wide)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="not a whole"):
+        ip.Generator.load(file, small())
+
+
+def test_no_networks_and_latents_of_another_size(generator):
+    with pytest.raises(ValueError, match="count must be >= 1"):
+        generator.sample(0)
+    with pytest.raises(ValueError, match="count must be >= 1"):
+        generator.ensemble(0)
+    with pytest.raises(ValueError, match=r"z has shape \(2, 5\), expected \(n, 6\)"):
+        generator(torch.zeros(2, 5))
+
+
+def test_exploring_gives_what_a_loop_gives(generator):
+    test = task(seed=1)
+    found = ip.explore(generator, test, 8, seed=2)
+    models = generator.models(8, seed=2)
+    assert found.accuracy == pytest.approx([ip.evaluate(m, test).accuracy for m in models])
+    assert found.ensemble[8] == pytest.approx(ip.evaluate(generator.ensemble(8, seed=2), test).accuracy)
+    assert found.ensemble[1] == pytest.approx(found.accuracy[0])
+    said = torch.stack([m(test.x).argmax(1) for m in models])
+    pairs = [(said[i] != said[j]).double().mean() for i in range(8) for j in range(i)]
+    assert found.disagreement == pytest.approx(float(sum(pairs)) / len(pairs))
+    assert 0 < found.distance < 1.5 and found.dimension > 0
+    assert sum(found.weights) == pytest.approx(1, abs=1e-6) and sum(found.functions) == pytest.approx(1, abs=1e-6)
+    assert len(found.walks) == 4 and len(found.walks[0]) == 9
+    assert found.walks[0][0] == pytest.approx(found.accuracy[0])
+    with pytest.raises(ValueError, match="count must be >= 3"):
+        ip.explore(generator, test, 2)
