@@ -1,0 +1,263 @@
+"""A generator of networks against networks trained one by one: MNIST and Fashion-MNIST, the paper's small CNN.
+
+The target has 20,018 weights (two 5 x 5 convolutions with 32 and 16 channels and pooling, two linear layers of 8 and 10
+units; Deutsch, Nijkamp & Yang 2019, arXiv 1905.02898). One pool of 20 independently trained networks (Adam, rate along
+half a cosine, 5 epochs) stands for all seeds. Rates, and the generator's diversity, are chosen on 5,000 held-out
+training images with seed 0 from the grids of this file: the rate of one network by its accuracy, the generator's
+settings by that of 32 samples together. A generator sees 256 images a step, 32 for each of 8 networks.
+
+accuracy, best: of single networks; together: of their mean probabilities (20 of the pool, 100 samples), first_ten: of
+ten. distance: mean over pairs after rescaling, shift and permutation are taken out, of 24 networks, in units of a
+network's norm; disagreement: share of images on which two predict differently; dimension: of 100 samples, by their two
+nearest neighbours; kept: share of the ensemble's gain over a single network that one network keeps to which it is
+distilled, from a sample's weights, on the training images without labels, moved by up to two pixels.
+
+    python -m benchmarks.generate --data DATA
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import isopath as ip
+from benchmarks.connect import CACHE, loaded
+from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
+from isopath.generate import intrinsic_dimension, participation
+from isopath.generate.layout import Layout
+from isopath.symmetry.gauge import Gauge
+
+HELD, POOL, SAMPLES, NEAR, TAUGHT_BY = 5000, 20, 100, 24, 32
+METHODS = ["independent", "generator", "distilled", "distilled, moved"]
+Pair = tuple[Tensor, Tensor]
+Settings = dict[str, Any]
+GATHERED = ("symmetry/gauge", "symmetry/matching", "symmetry/similarity", "symmetry/finder", "symmetry/rescaling")
+OURS = (*GROUND, *GATHERED, *(f"generate/{name}" for name in (
+    "entropy", "family", "generation", "hypernetwork", "layout", "settings", "training")))  # fmt: skip
+TAUGHT = (*OURS, "generate/distillation")
+ALONE: list[Settings] = [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)]
+STEPS = 6000
+GENERATED: list[Settings] = [{"diversity": d, "rate": 2e-3, "steps": STEPS} for d in (0.02, 0.05, 0.1)]
+
+
+def network() -> nn.Sequential:
+    """The target: 20,018 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 16, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10),
+    )  # fmt: skip
+
+
+def images(root: Path, name: str, held: bool) -> tuple[Pair, Pair]:
+    """Training and test images, or the held-out training images in place of the test set."""
+    (x, y), test = (_last(loaded(root, name, train)) for train in (True, False))
+    return ((x[:-HELD], y[:-HELD]), (x[-HELD:], y[-HELD:])) if held else ((x, y), test)
+
+
+def _last(pair: Pair) -> Pair:
+    x = pair[0] if pair[0].ndim == 4 else pair[0].reshape(-1, 1, 28, 28)
+    return x.contiguous(memory_format=torch.channels_last), pair[1]  # a third faster on a CPU
+
+
+def alone(train: Pair, rate: float, seed: int, epochs: int = 5, size: int = 64) -> nn.Sequential:
+    """One network, trained with labels."""
+    torch.manual_seed(seed)
+    model, (x, y) = network(), train
+    generator, total = torch.Generator().manual_seed(seed), epochs * len(x) // size
+    optimizer = torch.optim.Adam(model.parameters(), rate)
+    for k in range(total):
+        if k % (len(x) // size) == 0:
+            order = torch.randperm(len(x), generator=generator)
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (k + 1) / 100) * 0.5 * (1 + math.cos(math.pi * k / total))
+        rows = order[k % (len(x) // size) * size :][:size]
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return model
+
+
+def stored(name: str, make: Any) -> nn.Sequential:
+    """A trained network, from the cache where it is there."""
+    file, model = CACHE / f"{name}.safetensors", network()
+    if file.exists():
+        model.load_state_dict(load_file(file))
+        return model
+    model = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(dict(model.state_dict()), file)
+    return model
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """Probabilities, `(N, C)`."""
+    return torch.cat([model(part).softmax(1) for part in x.split(200)])
+
+
+def scores(models: list[nn.Sequential], test: Pair) -> dict[str, Any]:
+    """Accuracies alone and together, and how often two differ, in percent."""
+    (x, y), classes = test, []
+    sums: list[Tensor] = []
+    for model in models:
+        found = outputs(model, x)
+        classes.append(found.argmax(1))
+        sums.append(found + sums[-1] if sums else found)
+    right = [100 * float((c == y).float().mean()) for c in classes]
+    votes = F.one_hot(torch.stack(classes), 10).sum(0).double()
+    count = len(models)
+    agreeing = (votes * (votes - 1)).sum(1) / (count * (count - 1))
+    together = {k: 100 * float((sums[k - 1].argmax(1) == y).float().mean()) for k in (10, 32, count) if k <= count}
+    return {"accuracy": sum(right) / count, "best": max(right), "worst": min(right), "together": together[count],
+            "first_ten": together[10], "disagreement": 100 * float(1 - agreeing.mean()), "curve": together}  # fmt: skip
+
+
+def spread(models: list[nn.Sequential], x: Tensor) -> dict[str, Any]:
+    """Distances in the gauge, and over how many dimensions."""
+    gauge = Gauge.of(models[0], x[:2])
+    layout = Layout.of(gauge.space)
+    thetas = torch.stack([gauge.space.flatten(dict(m.named_parameters())) for m in models])
+    points = layout.evened(gauge.fixed(thetas)) / layout.units**0.5
+    distances = gauge.distances(points)
+    near = distances[:NEAR, :NEAR]
+    return {"distance": float(near.sum() / (len(near) * (len(near) - 1))),
+            "dimension": intrinsic_dimension(distances), "axes": participation(gauge.aligned(points, points[0]))}  # fmt: skip
+
+
+def pool(args: Any, name: str, rate: float, held: bool, count: int) -> list[nn.Sequential]:
+    """Independently trained networks, shared by all tables."""
+    train, _ = images(args.data, name, held)
+    tag = f"{name}{'-held' if held else ''}-{rate:g}"
+    return [stored(f"alone-{tag}-{k}", partial(alone, train, rate, k)) for k in range(count)]
+
+
+def independent(args: Any, name: str, settings: Settings, held: bool) -> dict[str, Any]:
+    """The pool: accuracies, distances."""
+    train, test = images(args.data, name, held)
+    models = pool(args, name, settings["rate"], held, 2 if held else POOL)
+    if held:
+        return {"accuracy": sum(100 * _right(m, test) for m in models) / len(models)}
+    evaluations = 5 * len(train[0])
+    return {**scores(models, test), **spread(models, train[0]), "evaluations": evaluations * len(models)}
+
+
+def _right(model: nn.Module, test: Pair) -> float:
+    return float((outputs(model, test[0]).argmax(1) == test[1]).float().mean())
+
+
+def made(args: Any, name: str, settings: Settings, seed: int, held: bool) -> ip.Generator:
+    """A generator, from the cache where it is there."""
+    tag = " ".join(f"{value}" for value in settings.values())
+    file = CACHE / f"generator-{name}{'-held' if held else ''}-{tag}-{seed}.safetensors"
+    if file.exists():
+        return ip.Generator.load(file, network())
+    train, _ = images(args.data, name, held)
+    generator = ip.generate(network(), ip.Task(*train), seed=seed, **settings)
+    generator.save(file)
+    return generator
+
+
+def generated(args: Any, name: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
+    """Samples: accuracies, distances, the time that a thousand take."""
+    train, test = images(args.data, name, held)
+    generator = made(args, name, settings, seed, held)
+    models: Any = generator.models(32 if held else SAMPLES)
+    if held:
+        return scores(models, test)
+    sampling = []
+    for _ in range(3):
+        began = time.perf_counter()
+        generator.sample(1000)
+        sampling.append(time.perf_counter() - began)
+    wide = ip.generate(wider(10), ip.Task(train[0][:4], train[1][:4], batch_size=2), steps=1, networks=2)
+    size, target = generator.size, generator.network.space.dimension
+    return {**scores(models, test), **spread(models, train[0]), "evaluations": generator.history[-1]["evaluations"],
+            "seconds_1000": min(sampling), "size": size, "times_target": size / target,
+            "wide_size": wide.size, "wide_times_target": wide.size / wide.network.space.dimension}  # fmt: skip
+
+
+def wider(factor: int) -> nn.Sequential:
+    """The same network with more channels and units."""
+    a, b, c = 32 * factor, 16 * factor, 8 * factor
+    return nn.Sequential(
+        nn.Conv2d(1, a, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(49 * b, c), nn.ReLU(), nn.Linear(c, 10),
+    )  # fmt: skip
+
+
+def moved(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images moved by up to two pixels each way."""
+    right, down = torch.randint(-2, 3, (2,), generator=generator).tolist()
+    return F.pad(x, (2 + right, 2 - right, 2 + down, 2 - down))[..., 2:-2, 2:-2]
+
+
+def distilled(
+    args: Any, name: str, base: Settings, seed: int, settings: Settings, held: bool, turn: bool
+) -> dict[str, Any]:
+    """One network for many: the share of their gain that it keeps."""
+    train, test = images(args.data, name, held)
+    generator = made(args, name, base, seed, held)
+    models: Any = generator.models(TAUGHT_BY)
+    found = scores(models, test)
+    student = ip.distill(generator.ensemble(TAUGHT_BY), models[0], train[0], seed=seed, epochs=10, batch_size=64,
+                         augment=moved if turn else None, **settings)  # fmt: skip
+    accuracy = 100 * _right(student, test)
+    return {"single": found["accuracy"], "together": found["together"], "accuracy": accuracy,
+            "kept": (accuracy - found["accuracy"]) / (found["together"] - found["accuracy"])}  # fmt: skip
+
+
+def main() -> None:
+    """Runs what is missing and prints the tables."""
+    args, texts = arguments(__doc__ or "", methods=""), []
+    for name in ("mnist", "fashion"):
+        if args.only and name not in args.only:
+            continue
+        rows = measured(args, name)
+        columns = ["accuracy", "best", "first_ten", "together", "disagreement", "distance", "dimension", "axes",
+                   "evaluations"]  # fmt: skip
+        texts.append(f"{name}\n\n{table([r for r in rows if r and 'best' in r], columns, '{:.4g}')}")
+        taught = [r for r in rows if r and "kept" in r]
+        texts.append(table(taught, ["single", "together", "accuracy", "kept"], "{:.4g}"))
+    if not args.only and not args.methods:
+        (RESULTS / "generate.md").write_text("\n\n".join(texts) + "\n")
+    print("\n\n".join(texts))
+
+
+def measured(args: Any, name: str) -> list[dict[str, Any] | None]:
+    """The rows of one data set."""
+    place, rows, methods = f"generate/{name}", [], args.methods.split(";") if args.methods else METHODS
+
+    def grid(method: str, settings: list[Settings], work: Any, key: str, ran: Any) -> Settings | None:
+        def tried(k: int, one: Settings) -> dict[str, Any] | None:
+            label = " ".join([method, *(f"{value:g}" for value in one.values())])
+            return run(f"{place}/grid", label, 0, one, args, partial(work, one), ran)
+
+        return chosen(settings, tried, key)
+
+    if "independent" in methods:
+        best = grid("independent", ALONE, lambda one: independent(args, name, one, True), "accuracy", GROUND)
+        if best:
+            rows.append(run(place, "independent", 0, best, args, partial(independent, args, name, best, False), GROUND))
+    if not {"generator", "distilled", "distilled, moved"} & set(methods):
+        return rows
+    base = grid("generator", GENERATED, lambda one: generated(args, name, one, 0, True), "together", OURS)
+    for seed in args.seeds if base else ():
+        assert base is not None
+        if "generator" in methods:
+            rows.append(run(place, "generator", seed, base, args, partial(generated, args, name, base, seed, False), OURS))
+        for method in [m for m in methods if m.startswith("distilled")]:
+            settings, turn = {"temperature": 4.0, "rate": 1e-3}, method.endswith("moved")
+            work = partial(distilled, args, name, base, seed, settings, False, turn)
+            rows.append(run(place, method, seed, {**base, **settings}, args, work, TAUGHT))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
