@@ -127,8 +127,9 @@ def spread(models: list[nn.Sequential], x: Tensor) -> dict[str, Any]:
     points = layout.evened(gauge.fixed(thetas)) / layout.units**0.5
     distances = gauge.distances(points)
     near = distances[:NEAR, :NEAR]
-    return {"distance": float(near.sum() / (len(near) * (len(near) - 1))),
-            "dimension": intrinsic_dimension(distances), "axes": participation(gauge.aligned(points, points[0]))}  # fmt: skip
+    mean = float(near.sum() / (len(near) * (len(near) - 1)))
+    axes = participation(gauge.aligned(points, points[0]))
+    return {"distance": mean, "dimension": intrinsic_dimension(distances), "axes": axes}
 
 
 def pool(args: Any, name: str, rate: float, held: bool, count: int) -> list[nn.Sequential]:
@@ -251,7 +252,8 @@ def measured(args: Any, name: str) -> list[dict[str, Any] | None]:
     for seed in args.seeds if base else ():
         assert base is not None
         if "generator" in methods:
-            rows.append(run(place, "generator", seed, base, args, partial(generated, args, name, base, seed, False), OURS))
+            work = partial(generated, args, name, base, seed, False)
+            rows.append(run(place, "generator", seed, base, args, work, OURS))
         for method in [m for m in methods if m.startswith("distilled")]:
             settings, turn = {"temperature": 4.0, "rate": 1e-3}, method.endswith("moved")
             work = partial(distilled, args, name, base, seed, settings, False, turn)

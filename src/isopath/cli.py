@@ -68,16 +68,30 @@ def pack(config: Path, out: Path | None = None, overrides: list[str] | None = No
     print(run(config, out or _folder(config), overrides or []))
 
 
+def generate(config: Path, out: Path | None = None, overrides: list[str] | None = None) -> None:
+    """Trains a generator of good and different weights for the model of a config file, in a run folder.
+
+    Args:
+        config: a YAML file with the arguments of isopath.generate.
+        out: the run folder to make; runs/NAME of the config by default.
+        overrides: of keys in the config.
+    """
+    from isopath.run.generated import generate as run
+
+    print(run(config, out or _folder(config), overrides or []))
+
+
 def resume(run: Path) -> None:
     """Goes on with a run that was stopped or killed, to the bits that it would have ended with.
 
     Args:
         run: the run folder.
     """
-    from isopath.run import commands, connection, packed
+    from isopath.run import commands, connection, generated, packed
     from isopath.run.folder import verb_of
 
-    print({"connect": connection.resume, "pack": packed.resume}.get(verb_of(run), commands.resume)(run))
+    of = {"connect": connection.resume, "pack": packed.resume, "generate": generated.resume}
+    print(of.get(verb_of(run), commands.resume)(run))
 
 
 def evaluate(run: Path, step: int | None = None) -> None:
@@ -152,6 +166,16 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
         "  share: 0.3\n"
         "  evaluate: {low: {class_path: Task, init_args: {data: {class_path: digits, init_args: {train: false}}}}}",
     ),
+    "generate": (
+        generate,
+        "isopath generate examples/configs/generated.yaml --out runs/generated\n\n"
+        "A config spells the call:\n"
+        "  model: {class_path: networks.Small, init_args: {width: 32}}   # your networks.py in this folder\n"
+        "  task: {class_path: Task, init_args: {data: {class_path: digits}}}\n"
+        "  diversity: 0.5\n"
+        "  steps: 2000\n"
+        "  evaluate: {digits: {class_path: Task, init_args: {data: {class_path: digits, init_args: {train: false}}}}}",
+    ),
     "resume": (resume, "isopath resume runs/digits"),
     "evaluate": (evaluate, "isopath evaluate runs/digits --step 0"),
     "report": (report, "isopath report runs/digits"),
@@ -188,7 +212,7 @@ def parser() -> ArgumentParser:
         says = (function.__doc__ or "").split("\n")[0]
         sub = _Parser(description=says, epilog=f"example:\n  {worked}", formatter_class=_Format)
         sub.add_function_arguments(function, as_positional=True, skip={"overrides"})
-        if name in ("trace", "connect", "pack"):
+        if name in ("trace", "connect", "pack", "generate"):
             says_set = "Replaces a key of the config, as in objective.1.weight=0.3; may be repeated."
             sub.add_argument("--set", dest="overrides", action="append", metavar="KEY=VALUE", help=says_set)
         verbs.add_subcommand(name, sub, help=says)
@@ -234,7 +258,7 @@ def _number(error: Exception) -> int | None:
 
 def _way_on(chosen: Namespace | None) -> str:
     """The command that goes on with an interrupted one."""
-    if chosen is None or chosen.verb not in ("trace", "connect", "pack", "resume"):
+    if chosen is None or chosen.verb not in ("trace", "connect", "pack", "generate", "resume"):
         return "start it again"
     given: Any = chosen[chosen.verb]
     run = given.run if chosen.verb == "resume" else given.out or _folder(given.config)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from isopath.generate import entropy, intrinsic_dimension, participation
-from isopath.generate.entropy import spacing
+from isopath.generate.entropy import spacing, squares
 
 
 def normal(count, width, seed=0):
@@ -22,26 +22,26 @@ def test_the_entropy_of_a_normal_distribution(width):
 def test_scaling_adds_a_logarithm_for_each_dimension():
     points = normal(50, 3)
     assert entropy(5 * points) - entropy(points) == pytest.approx(3 * math.log(5), abs=1e-9)
-    assert float(spacing(5 * points) - spacing(points)) == pytest.approx(math.log(5), abs=1e-9)
+    assert float(spacing(squares(5 * points)) - spacing(squares(points))) == pytest.approx(math.log(5), abs=1e-9)
 
 
 def test_spacing_is_that_of_the_definition_and_its_gradient_pushes_neighbours_apart():
     points = normal(6, 3).requires_grad_(True)
     distances = torch.cdist(points, points) + torch.diag(torch.full((6,), torch.inf))
-    assert torch.allclose(spacing(points), distances.amin(1).log().mean())
-    (gradient,) = torch.autograd.grad(spacing(points), points)
+    assert torch.allclose(spacing(squares(points)), distances.amin(1).log().mean())
+    (gradient,) = torch.autograd.grad(spacing(squares(points)), points)
     with torch.no_grad():
-        assert float(spacing(points + 1e-4 * gradient)) > float(spacing(points))
+        assert float(spacing(squares(points + 1e-4 * gradient))) > float(spacing(squares(points)))
     assert torch.allclose(gradient.sum(0), torch.zeros(3, dtype=torch.float64), atol=1e-12)  # no drift
 
 
 def test_equal_points_are_finite():
     points = torch.ones(3, 4, requires_grad=True)
-    value = spacing(points)
+    value = spacing(squares(points))
     (gradient,) = torch.autograd.grad(value, points)
     assert value.isfinite() and gradient.isfinite().all()
     with pytest.raises(ValueError, match="at least 2 points"):
-        spacing(points[:1])
+        spacing(squares(points[:1]))
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5])

@@ -22,7 +22,7 @@ def spread(generator):
 def test_it_learns_and_more_diversity_takes_the_networks_apart():
     near, far = (ip.generate(small(), task(), d, 400, rate=3e-3, **SMALL) for d in (0.0, 0.5))
     scores = [ip.evaluate(model, task(seed=1)).accuracy for model in far.models(8)]
-    assert min(scores) > 0.85
+    assert min(scores) > 0.75
     assert near.status == far.status == "trained"
     assert spread(far) > 1.3 * spread(near)
 
@@ -37,8 +37,9 @@ def test_diversity_is_not_bought_with_trivial_symmetries():
     twin = torch.cat([moved[name].reshape(-1) for name in run.family.space.names])
     others = torch.stack([thetas[0], thetas[1], twin])
     assert float(run._spread(others)) < -3  # two of the three are one network
-    run = training(permutations=False)
-    assert float(run._spread(others)) > -3
+    assert float(run._spread(others, permuted=False)) > -2
+    larger = torch.cat([(factor * part).reshape(-1) for factor, part in zip((5, 5, 0.2, 1), named.values())])
+    assert float(run._spread(torch.stack([thetas[0], thetas[1], larger]), permuted=False)) < -3
 
 
 def test_the_step_goes_down_loss_minus_weighted_spacing():

@@ -10,15 +10,28 @@ from torch import Tensor
 CLOSEST = 1e-6  # distances below count as that: the logarithm has no floor
 
 
-def spacing(points: Tensor) -> Tensor:
-    """(1/n) Σ log ρ_i, ρ_i the distance of point i of `(n, d)` from its nearest neighbour; differentiable.
+def squares(points: Tensor) -> Tensor:
+    """Squared distances of `(n, d)`, `(n, n)`; differentiable."""
+    gram = points @ points.mT  # not cdist: its backward makes (n, n, d)
+    norms = gram.diagonal()
+    return norms[:, None] + norms[None] - 2 * gram
+
+
+def spacing(near: Tensor) -> Tensor:
+    """(1/n) Σ log ρ_i, ρ_i the distance of point i from its nearest neighbour; differentiable.
 
     What of the Kozachenko-Leonenko entropy depends on the points (see `entropy`), for one dimension.
+
+    Args:
+        near: squared distances, `(n, n)`.
 
     Raises:
         ValueError: there are fewer than two points.
     """
-    return _nearest(points).clamp_min(CLOSEST).log().mean()
+    if len(near) < 2:
+        raise ValueError(f"the distance to a nearest neighbour needs at least 2 points, got {len(near)}")
+    off = torch.diag(torch.full((len(near),), torch.inf, dtype=near.dtype, device=near.device))
+    return 0.5 * (near.clamp_min(CLOSEST**2) + off).amin(1).log().mean()
 
 
 def entropy(points: Tensor, dimension: float | None = None) -> float:
@@ -36,16 +49,7 @@ def entropy(points: Tensor, dimension: float | None = None) -> float:
     count, width = points.shape
     d = float(width if dimension is None else dimension)
     ball = 0.5 * d * math.log(math.pi) - math.lgamma(0.5 * d + 1)
-    return d * float(spacing(points.double())) + ball + math.log(count - 1) + 0.5772156649015329
-
-
-def _nearest(points: Tensor) -> Tensor:
-    if len(points) < 2:
-        raise ValueError(f"the distance to a nearest neighbour needs at least 2 points, got {len(points)}")
-    gram = points @ points.mT  # not cdist: its backward is wide where P is
-    squares = gram.diagonal()
-    far = torch.eye(len(points), dtype=points.dtype, device=points.device) * torch.finfo(points.dtype).max
-    return ((squares[:, None] + squares[None] - 2 * gram).clamp_min(CLOSEST**2) + far).amin(1).sqrt()
+    return d * float(spacing(squares(points.double()))) + ball + math.log(count - 1) + 0.5772156649015329
 
 
 def intrinsic_dimension(distances: Tensor) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isopath.generate.entropy import spacing
+from isopath.generate.entropy import spacing, squares
 from isopath.generate.family import Family
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.settings import Settings
@@ -17,6 +17,7 @@ from isopath.objectives import Task
 from isopath.symmetry.gauge import Gauge
 
 WARMUP = 100  # steps over which the rate rises
+EVERY = 5  # steps between those that look for permuted copies: on a small network a match costs as much as the rest
 CLIP = 1.0  # the largest norm of a gradient
 SMOOTH = 0.02  # share of the newest loss in its moving mean
 
@@ -69,7 +70,9 @@ class Training:
             group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * progress))
         thetas = self.hypernetwork(self.latents(self.step))
         loss, weight = self._loss(thetas), settings.weight(progress)
-        spread = self._spread(thetas) if weight else torch.zeros(())
+        spread = torch.zeros(())
+        if weight:
+            spread = self._spread(thetas, settings.permutations and self.step % EVERY == 0)
         total = loss - weight * spread
         self._optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -90,12 +93,19 @@ class Training:
         value, weight = self.task.loss_of(y, target, rows)
         return value / max(weight, 1e-12)
 
-    def _spread(self, thetas: Tensor) -> Tensor:
-        """The entropy's own part, of points in the gauge with all units of like weight, in units of their norm."""
-        points = self.hypernetwork.layout.evened(self.gauge.fixed(thetas))
-        if self.settings.permutations:
-            points = self.gauge.aligned(points, points[0])
-        return spacing(points) - 0.5 * math.log(self.hypernetwork.layout.units)
+    def _spread(self, thetas: Tensor, permuted: bool = True) -> Tensor:
+        """The entropy's own part, of points in the gauge with all units of like weight, in units of their norm.
+
+        Two networks are as far apart as they are, or as they are once both lie next to a third, whichever is less:
+        copies with their units shuffled come to one point there, while of networks that differ in more a matching to a
+        third takes nothing away.
+        """
+        layout = self.hypernetwork.layout
+        points = layout.evened(self.gauge.fixed(thetas))
+        near = squares(points)
+        if permuted:
+            near = torch.minimum(near, squares(self.gauge.aligned(points, points[0])))
+        return spacing(near) - 0.5 * math.log(layout.units)
 
     def _rows(self) -> Tensor:
         """n · b rows of the task, epoch by epoch, b the batch size divided by n."""

@@ -28,6 +28,7 @@ import yaml
 from torch import Tensor, nn
 
 from isopath.connect import connect
+from isopath.generate import generate
 from isopath.objectives import Task
 from isopath.pack import pack
 from isopath.run.data import Data
@@ -94,11 +95,21 @@ def _packed(model: nn.Module, tasks: Mapping[str, Task], weights: str | None = N
     """
 
 
+def _generated(weights: str | None = None, samples: int = 32) -> None:
+    """The keys beside the arguments of `isopath.generate`.
+
+    Args:
+        weights: a safetensors file with the model's state dict, or a run folder for the last waypoint in it.
+        samples: networks that are scored at the end.
+    """
+
+
 # of each verb: the function, the keys besides, and which arguments the command line gives itself
 VERBS: dict[str, tuple[Callable[..., Any], Callable[..., None], tuple[str, ...]]] = {
     "trace": (trace, _traced, ("run", "resume", "progress")),
     "connect": (connect, _connected, ("model_a", "model_b", "permutation")),
     "pack": (pack, _packed, ("optimizer",)),
+    "generate": (generate, _generated, ("symmetries",)),
 }
 
 
@@ -186,7 +197,7 @@ def resolve(tree: Mapping[str, Tree], verb: str = "trace") -> dict[str, Tree]:
 
     Args:
         tree: of a config file.
-        verb: whose arguments it spells, `"trace"`, `"connect"` or `"pack"`.
+        verb: whose arguments it spells, `"trace"`, `"connect"`, `"pack"` or `"generate"`.
 
     Raises:
         ConfigError: an unknown key or class, a missing argument, or a value of the wrong kind.

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader
 from plotly.offline import get_plotlyjs
 
 from isopath.run.curve_figures import curve_figures
+from isopath.run.generated_figures import generated_figures
 from isopath.run.packed_figures import packed_figures
 from isopath.run.style import Row
 from isopath.run.trace_figures import accuracy_figure, history_figure, plane_figure, spectrum_figure
@@ -46,6 +47,8 @@ def render(run: Path) -> str:
         figures = curve_figures(metrics, history)
     elif info.get("verb") == "pack":
         figures = packed_figures(metrics)
+    elif info.get("verb") == "generate":
+        figures = generated_figures(metrics, history)
     else:
         figures = {
             "history": history_figure(history, number(info.get("tolerance"))),
