@@ -151,3 +151,18 @@ def test_pgd_breaks_about_as_many_rows_as_that_of_foolbox_with_the_same_budget(n
     ours = ~right(model, ip.attack(model, x, y, PGD(eps, 20, norm=norm)), y)
     assert 40 < int(broken.sum()) < 160
     assert int(ours.sum()) >= int(broken.sum()) - 4
+
+
+@official
+def test_its_settings_are_those_of_the_official_standard_version():
+    from pyautoattack import AutoAttack as Official
+
+    model = linear(12)
+    standard = Official(model, eps=0.1, version="standard")
+    ours = AutoAttack(0.1)._official(model, 12, 0, torch.device("cpu"))
+    for name in ("apgd", "apgd_targeted"):
+        for setting in ("n_restarts", "n_iter", "eot_iter", "thr_decr", "loss", "use_largereps"):
+            assert getattr(getattr(ours, name), setting) == getattr(getattr(standard, name), setting), setting
+    assert ours.apgd_targeted.n_target_classes == standard.apgd_targeted.n_target_classes == 9
+    assert (ours.fab.n_restarts, ours.fab.n_target_classes) == (standard.fab.n_restarts, standard.fab.n_target_classes)
+    assert ours.square.n_queries == standard.square.n_queries

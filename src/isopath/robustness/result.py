@@ -22,7 +22,8 @@ class Robustness:
         white_box: PGD on the whole, one differentiable module.
         autoattack: white-box, the official AutoAttack on the whole; `None` where it was not run.
         worst: of each row over all of the above. Where AutoAttack saw the first rows alone, only they count.
-        large: white-box PGD at `large_eps`, on a few rows that are right without an attack. It should be 0.
+        large: white-box PGD at `large_eps` from the inputs themselves, on a few rows that are right without an attack.
+            It should be 0.
         flags: what looks like masked gradients, in words; empty where nothing does.
         attack: PGD as it was run: radius, steps, starts, norm, range of valid inputs.
         official: the attacks of AutoAttack that were run, or why none was.
@@ -79,7 +80,7 @@ class Robustness:
             f"white-box, {pgd}": self.white_box,
             f"white-box, official AutoAttack: {self.official}": self.autoattack,
             "worst case of each row over the above": self.worst,
-            f"check, should be 0: white-box PGD, eps = {self.large_eps:.4g}": self.large,
+            f"check, should be 0: white-box PGD at eps = {self.large_eps:.4g}": self.large,
         }
 
     def __repr__(self) -> str:

@@ -59,14 +59,16 @@ class Trial:
     def far(self, rows: Tensor, count: int) -> tuple[float, Tensor]:
         """The largest radius, and for the first `count` rows in the mask whether they survive PGD there, `(count,)`.
 
-        It is the distance between the farthest two valid inputs; without bounds, between the extremes of the inputs.
+        It is the distance between the farthest two valid inputs; without bounds, what the inputs span. PGD starts at
+        the inputs themselves: a random point of the whole range is often of another class whatever the gradients do.
         """
         a = self.attack
         low = float(self.x.min()) if a.low is None else a.low
         high = float(self.x.max()) if a.high is None else a.high
         radius = max(a.eps, diameter(a.norm, low, high, self.x))
         few = rows.nonzero().flatten()[:count]
-        trial = replace(self, x=self.x[few], y=self.y[few], attack=replace(a, eps=radius))
+        attack = replace(a, eps=radius, restarts=1, random=False)
+        trial = replace(self, x=self.x[few], y=self.y[few], attack=attack)
         return radius, trial.survivors(self.whole, torch.ones_like(few, dtype=torch.bool))
 
     def officially(self, names: tuple[str, ...], rows: Tensor) -> tuple[Tensor, tuple[str, ...]]:
