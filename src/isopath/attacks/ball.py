@@ -14,13 +14,24 @@ class Ball(Protocol):
     """What an attack says of where it may move: a radius, its norm, and the range of valid inputs."""
 
     @property
-    def eps(self) -> float: ...
+    def eps(self) -> float:
+        """The radius, in units of the inputs."""
+        ...
+
     @property
-    def norm(self) -> Norm: ...
+    def norm(self) -> Norm:
+        """In which the radius is measured."""
+        ...
+
     @property
-    def low(self) -> float | None: ...
+    def low(self) -> float | None:
+        """The least valid input; `None` for no bound."""
+        ...
+
     @property
-    def high(self) -> float | None: ...
+    def high(self) -> float | None:
+        """The largest valid input; `None` for no bound."""
+        ...
 
 
 def check_ball(ball: Ball, x: Tensor) -> None:
