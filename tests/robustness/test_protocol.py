@@ -120,6 +120,18 @@ def test_masked_gradients_are_found_out(how):
         assert words in flag and flag in str(got)
 
 
+def test_members_that_are_sure_mask_an_ensemble_with_one_that_is_not():
+    """No gradient is zero here: that of the whole follows the untrained member, and the transfer goes through."""
+    torch.manual_seed(1)
+    whole = ip.Ensemble([trained(), nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4))])
+    with torch.no_grad():
+        whole.models[0][2].weight.mul_(5)
+        whole.models[0][2].bias.mul_(5)
+    got = ip.robustness(whole, X, Y, 0.15, autoattack=0)
+    assert got.member.right < got.white_box.right and got.worst.right <= got.member.right
+    assert "transfer from member 0 is stronger" in got.flags[0] and not any("no gradient" in f for f in got.flags)
+
+
 @official
 def test_the_doubts_of_the_official_code_are_flags_each_said_once():
     with pytest.warns(DeprecationWarning, match="mine"):  # and other warnings go on to the caller

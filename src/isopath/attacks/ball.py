@@ -84,10 +84,11 @@ def check_inside(attacked: Tensor, x: Tensor, ball: Ball) -> None:
     """
     if attacked.shape != x.shape:
         raise ValueError(f"the attack returned inputs {tuple(attacked.shape)}, expected {tuple(x.shape)}")
-    change, slack = (attacked - x).flatten(1).double(), 1e-5 + 8 * torch.finfo(x.dtype).eps * float(x.abs().max())
+    change, rounding = (attacked - x).flatten(1).double(), 8 * torch.finfo(x.dtype).eps * float(x.abs().max())
     size = float((change.abs().amax(1) if ball.norm == "linf" else change.norm(dim=1)).max())
-    below = ball.low is not None and float(attacked.min()) < ball.low - slack
-    above = ball.high is not None and float(attacked.max()) > ball.high + slack
+    below = ball.low is not None and float(attacked.min()) < ball.low - rounding
+    above = ball.high is not None and float(attacked.max()) > ball.high + rounding
+    slack = rounding * (1.0 if ball.norm == "linf" else change.shape[1] ** 0.5)
     if not size <= ball.eps * (1 + 1e-4) + slack or below or above:
         raise ValueError(
             f"the attack left its ball: it moved by up to {size:.4g} ({ball.norm}), expected at most {ball.eps}, to "
