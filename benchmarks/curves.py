@@ -38,7 +38,7 @@ EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
     "tiny": (*JOINED, "connect/training"),
     "pam": (*JOINED, "connect/training", "connect/proximal"),
-    "robust": (*JOINED, "connect/training", "attacks", "objectives/robust"),
+    "robust": (*JOINED, "connect/training", "attacks/pgd", "objectives/robust"),
 }
 
 

@@ -76,3 +76,13 @@ def test_along_a_curve_it_has_both_ends():
     assert len(curve.ensemble(5, data=X)) == 5
     with pytest.raises(ValueError, match="at least 2 networks"):
         curve.ensemble(1)
+
+
+def test_networks_that_do_not_fit_together_are_named_at_the_first_call():
+    wide = nn.Linear(5, 4).double()
+    with pytest.raises(ValueError, match=r"same classes: output has shape \(11, 3\) in network 0 and \(11, 4\)"):
+        ip.Ensemble([nn.Linear(5, 3).double(), wide])(X)
+    with pytest.raises(ValueError, match=r"weight has shape \(3, 5\) in network 0 and \(4, 5\) in network 2"):
+        ip.Ensemble([nn.Linear(5, 3).double(), nn.Linear(5, 3).double(), wide], batched=True)(X)
+    with pytest.raises(ValueError, match=r"one architecture.*bias has shape \(3,\) in network 0 and None in network 1"):
+        ip.Ensemble([nn.Linear(5, 3).double(), nn.Linear(5, 3, bias=False).double()], batched=True)(X)

@@ -18,6 +18,7 @@ LAYERS = (
     "trace",
     "optim",
     "evaluate",
+    "robustness",
     "connect generate pack",
     "paths",
     "check",

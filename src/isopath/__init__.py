@@ -4,7 +4,8 @@
 >>> path = ip.trace(model, keep=ip.Reference(inputs), objective=ip.Task(x, y), tolerance=0.01)  # doctest: +SKIP
 """
 
-from isopath import check, metrics, objectives, optim, paths, symmetry
+from isopath import attacks, check, metrics, objectives, optim, paths, symmetry
+from isopath.attacks import attack
 from isopath.connect import along, average, barrier, connect
 from isopath.ensemble import Ensemble
 from isopath.evaluate import evaluate, footprint
@@ -13,6 +14,7 @@ from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference
 from isopath.objectives import Diversity, Robust, Sparsity, Task, Toward
 from isopath.pack import Packing, pack
+from isopath.robustness import compare, robustness
 from isopath.storage import load_weights, save_weights
 from isopath.symmetry import Permutation, align, compact, symmetries
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
@@ -39,10 +41,13 @@ __all__ = [
     "__version__",
     "align",
     "along",
+    "attack",
+    "attacks",
     "average",
     "barrier",
     "check",
     "compact",
+    "compare",
     "connect",
     "distill",
     "evaluate",
@@ -55,6 +60,7 @@ __all__ = [
     "optim",
     "pack",
     "paths",
+    "robustness",
     "save_weights",
     "steps",
     "symmetries",

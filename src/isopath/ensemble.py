@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -67,12 +67,20 @@ class Ensemble(nn.Module):
         return self
 
     def members(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Every network's outputs, `(M, N, C)`."""
+        """Every network's outputs, `(M, N, C)`.
+
+        Raises:
+            ValueError: the networks' outputs differ in shape or, where they are `batched`, their weights do.
+        """
         with plain_kernels():
             if not self.batched:
-                return torch.stack([pick(model(*args, **kwargs), self.output) for model in self.models])
+                outputs = [pick(model(*args, **kwargs), self.output) for model in self.models]
+                _check_alike([{"output": y} for y in outputs], "an ensemble needs networks with the same classes")
+                return torch.stack(outputs)
             # not torch.func's stack_module_state: that cuts the graph to the members' parameters
             every = [dict(m.named_parameters()) for m in self.models], [dict(m.named_buffers()) for m in self.models]
+            for named in every:
+                _check_alike(named, "batched=True needs networks of one architecture; use batched=False")
             parameters, buffers = ({n: torch.stack([own[n] for own in named]) for n in named[0]} for named in every)
             template = self.models[0]
 
@@ -89,3 +97,14 @@ class Ensemble(nn.Module):
         if outputs.shape[-1] == 1:
             raise ValueError('the mean of probabilities needs C >= 2 outputs, got C = 1; use mean="logits"')
         return outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(self))).log().to(outputs)
+
+
+def _check_alike(every: Sequence[Mapping[str, Tensor]], needed: str) -> None:
+    """Checks that all networks' tensors have the names and shapes of the first's."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in own.items()} for own in every]
+    for m, own in enumerate(shapes):
+        for name in {**shapes[0], **own}:
+            if shapes[0].get(name) != own.get(name):
+                raise ValueError(
+                    f"{needed}: {name} has shape {shapes[0].get(name)} in network 0 and {own.get(name)} in network {m}"
+                )
