@@ -84,10 +84,7 @@ def training_of(
     symmetries: Symmetries | None = None, chunk: int = CHUNK,
 ) -> Training:  # fmt: skip
     """The training that `generate` runs, to be driven step by step."""
-    if not isinstance(task, Task) or isinstance(task, Robust):
-        raise TypeError(f"a generator is trained on a Task, got {type(task).__name__}")
-    if task.stem is not None or task.head is not None:
-        raise ValueError("a task's stem and head are learned where tasks are packed; build them into the model")
+    check_task(task)
     network = Network(model, trainable)
     example: Any = task.examples.take(torch.arange(min(2, len(task))), network.space.device)[0]
     softmax = task.loss == "cross_entropy" and not isinstance(task.outputs, slice)
@@ -98,3 +95,11 @@ def training_of(
         network.start,
     ).to(network.start)  # fmt: skip
     return Training(made, Family(network, chunk, apart=True), gauge, task, settings)
+
+
+def check_task(task: Any) -> None:
+    """Raises `TypeError` or `ValueError` unless a generator can be trained on it."""
+    if not isinstance(task, Task) or isinstance(task, Robust):
+        raise TypeError(f"a generator is trained on a Task, got {type(task).__name__}")
+    if task.stem is not None or task.head is not None:
+        raise ValueError("a task's stem and head are learned where tasks are packed; build them into the model")

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from isopath.evaluate import evaluate
 from isopath.generate import Generator, Manifold, explore
-from isopath.generate.generation import training_of
+from isopath.generate.generation import check_task, training_of
 from isopath.generate.settings import Settings
 from isopath.generate.training import Training
-from isopath.objectives import Objective, Task
+from isopath.objectives import Task
 from isopath.run import report
 from isopath.run.config import Tree, inside
 from isopath.run.folder import described
@@ -45,12 +45,14 @@ class GenerateJob:
         task: that the networks learn.
         tests: that samples are scored on, by name.
         tree: the resolved config.
+        settings: of the training.
     """
 
     model: nn.Module
-    task: Objective
+    task: Task
     tests: dict[str, Task]
     tree: Mapping[str, Tree]
+    settings: Settings
 
     @classmethod
     def of(cls, tree: Mapping[str, Tree]) -> GenerateJob:
@@ -68,13 +70,12 @@ class GenerateJob:
             tests = built(tree["evaluate"] or {}, "evaluate", device)
         if tree["start"] == "model" and tree["weights"] is None:
             raise ConfigError("start: model begins around a trained network; name its file with weights:")
-        return cls(model, task, tests, tree)
+        check_task(task)
+        return cls(model, task, tests, tree, Settings(**{key: tree[key] for key in SETTINGS}))
 
     def begin(self) -> Training:
         """The training as it starts."""
-        settings = Settings(**{key: self.tree[key] for key in SETTINGS})
-        task: Any = self.task
-        return training_of(self.model, task, settings, self.tree["trainable"], chunk=self.tree["chunk"])
+        return training_of(self.model, self.task, self.settings, self.tree["trainable"], chunk=self.tree["chunk"])
 
 
 def generate(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
