@@ -44,8 +44,8 @@ OURS = (*GROUND, *GATHERED, *(f"generate/{name}" for name in (
     "entropy", "family", "generation", "hypernetwork", "layout", "settings", "training")))  # fmt: skip
 TAUGHT = (*OURS, "generate/distillation")
 ALONE: list[Settings] = [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)]
-STEPS = 6000
-GENERATED: list[Settings] = [{"diversity": d, "rate": 2e-3, "steps": STEPS} for d in (0.02, 0.05, 0.1)]
+STEPS = 4000
+GENERATED: list[Settings] = [{"diversity": d, "rate": 2e-3, "steps": STEPS} for d in (0.1, 0.3)]
 
 
 def network() -> nn.Sequential:
