@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks.connect import CACHE, loaded
 from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
+from benchmarks.methods import cached, fitted
 from isopath.generate import intrinsic_dimension, participation
 from isopath.generate.layout import Layout
 from isopath.symmetry.gauge import Gauge
@@ -67,33 +67,18 @@ def _last(pair: Pair) -> Pair:
     return x.contiguous(memory_format=torch.channels_last), pair[1]  # a third faster on a CPU
 
 
-def alone(train: Pair, rate: float, seed: int, epochs: int = 5, size: int = 64) -> nn.Sequential:
-    """One network, trained with labels."""
+def alone(name: str, train: Pair, rate: float, seed: int, epochs: int = 5, size: int = 64) -> nn.Module:
+    """One network, trained with labels, or from the cache."""
     torch.manual_seed(seed)
-    model, (x, y) = network(), train
-    generator, total = torch.Generator().manual_seed(seed), epochs * len(x) // size
-    optimizer = torch.optim.Adam(model.parameters(), rate)
-    for k in range(total):
-        if k % (len(x) // size) == 0:
-            order = torch.randperm(len(x), generator=generator)
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (k + 1) / 100) * 0.5 * (1 + math.cos(math.pi * k / total))
-        rows = order[k % (len(x) // size) * size :][:size]
-        optimizer.zero_grad()
-        F.cross_entropy(model(x[rows]), y[rows]).backward()
-        optimizer.step()
-    return model
+    model, total = network(), epochs * len(train[0]) // size
 
+    def share(t: float) -> float:
+        return min(1.0, (round(t * total) + 1) / 100) * 0.5 * (1 + math.cos(math.pi * t))
 
-def stored(name: str, make: Any) -> nn.Sequential:
-    """A trained network, from the cache where it is there."""
-    file, model = CACHE / f"{name}.safetensors", network()
-    if file.exists():
-        model.load_state_dict(load_file(file))
-        return model
-    model = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(dict(model.state_dict()), file)
-    return model
+    def fit(module: nn.Module) -> None:
+        fitted(module, torch.optim.Adam(module.parameters(), rate), train, size, total, seed, share)
+
+    return cached(name, model, fit)
 
 
 @torch.no_grad()
@@ -102,7 +87,7 @@ def outputs(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part).softmax(1) for part in x.split(200)])
 
 
-def scores(models: list[nn.Sequential], test: Pair) -> dict[str, Any]:
+def scores(models: list[nn.Module], test: Pair) -> dict[str, Any]:
     """Accuracies alone and together, and how often two differ, in percent."""
     (x, y), classes = test, []
     sums: list[Tensor] = []
@@ -119,7 +104,7 @@ def scores(models: list[nn.Sequential], test: Pair) -> dict[str, Any]:
             "first_ten": together[10], "disagreement": 100 * float(1 - agreeing.mean()), "curve": together}  # fmt: skip
 
 
-def spread(models: list[nn.Sequential], x: Tensor) -> dict[str, Any]:
+def spread(models: list[nn.Module], x: Tensor) -> dict[str, Any]:
     """Distances in the gauge, and over how many dimensions."""
     gauge = Gauge.of(models[0], x[:2])
     layout = Layout.of(gauge.space)
@@ -132,11 +117,11 @@ def spread(models: list[nn.Sequential], x: Tensor) -> dict[str, Any]:
     return {"distance": mean, "dimension": intrinsic_dimension(distances), "axes": axes}
 
 
-def pool(args: Any, name: str, rate: float, held: bool, count: int) -> list[nn.Sequential]:
+def pool(args: Any, name: str, rate: float, held: bool, count: int) -> list[nn.Module]:
     """Independently trained networks, shared by all tables."""
     train, _ = images(args.data, name, held)
     tag = f"{name}{'-held' if held else ''}-{rate:g}"
-    return [stored(f"alone-{tag}-{k}", partial(alone, train, rate, k)) for k in range(count)]
+    return [alone(f"alone-{tag}-{k}", train, rate, k) for k in range(count)]
 
 
 def independent(args: Any, name: str, settings: Settings, held: bool) -> dict[str, Any]:
@@ -169,7 +154,7 @@ def generated(args: Any, name: str, settings: Settings, seed: int, held: bool) -
     """Samples: accuracies, distances, the time that a thousand take."""
     train, test = images(args.data, name, held)
     generator = made(args, name, settings, seed, held)
-    models: Any = generator.models(32 if held else SAMPLES)
+    models = generator.models(32 if held else SAMPLES)
     if held:
         return scores(models, test)
     sampling = []
@@ -205,7 +190,7 @@ def distilled(
     """One network for many: the share of their gain that it keeps."""
     train, test = images(args.data, name, held)
     generator = made(args, name, base, seed, held)
-    models: Any = generator.models(TAUGHT_BY)
+    models = generator.models(TAUGHT_BY)
     found = scores(models, test)
     student = ip.distill(generator.ensemble(TAUGHT_BY), models[0], train[0], seed=seed, epochs=10, batch_size=64,
                          augment=moved if turn else None, **settings)  # fmt: skip
