@@ -77,7 +77,7 @@ def test_files_of_other_modules_and_of_other_kinds(generator, tmp_path):
     file = tmp_path / "g.safetensors"
     generator.save(file)
     wide = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 4))
-    with pytest.raises(ValueError, match=r"another module: 3 parameters differ: '0.weight': \(8, 2\) in the file, \(9"):
+    with pytest.raises(ValueError, match=r"another module: 3 tensors differ: '0.weight': \(8, 2\) in the file, \(9"):
         ip.Generator.load(file, wide)
     ip.save_weights(wide, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="no generator's file"):

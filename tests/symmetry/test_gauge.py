@@ -1,5 +1,7 @@
 """The gauge: equal networks get one point, and no function changes on the way."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from modules import CASES
@@ -7,6 +9,7 @@ from test_finder import built
 from torch import nn
 
 from isopath.network import Network
+from isopath.space import Space
 from isopath.symmetry import Permutation
 from isopath.symmetry.gauge import Gauge
 from isopath.symmetry.rescaling import octaves, rescaled
@@ -94,3 +97,34 @@ def test_a_unit_without_weights_stays_finite():
         model[0].weight[0], model[0].bias[0] = 0.0, 0.0
     fixed = Gauge.of(model, x).fixed(Network(model).start.unsqueeze(0))
     assert fixed.isfinite().all()
+
+
+@pytest.mark.parametrize("hidden", [(16,), (16, 16), (12, 12, 12), (8, 24, 16, 8)])
+def test_shuffled_copies_come_to_one_point_next_to_a_third(hidden):
+    sizes = (5, *hidden, 3)
+    layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())][:-1]
+    model, x = nn.Sequential(*layers).double(), torch.randn(4, 5, dtype=torch.float64)
+    gauge, network = Gauge.of(model, x), Network(model)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        third = torch.randn(network.start.shape, generator=generator, dtype=torch.float64)
+        permutation = Permutation.random(gauge.found, generator)
+        copy = applied(network, network.start, lambda n, p=permutation: p({k: n[k] for k in gauge.found.places}))
+        points = gauge.fixed(torch.stack([network.start, copy]))
+        assert (points[0] - points[1]).norm() > 1
+        near = gauge.aligned(points, gauge.fixed(third.unsqueeze(0))[0])
+        assert torch.allclose(near[0], near[1], atol=1e-9)
+
+
+def test_units_with_a_part_that_is_no_points_stay_where_they_are():
+    model, x = mlp()
+    some = Space.of(model, ["4.*"])
+    gauge, theta = Gauge.of(model, x, some), Network(model, ["4.*"]).start
+    named = some.unflatten(theta)
+    other = torch.cat([named["4.weight"][:, torch.tensor([1, 0, 2, 3, 4, 5])].reshape(-1), named["4.bias"]])
+    assert float(gauge.distances(gauge.fixed(torch.stack([theta, other]))).max()) > 0.1
+    norm = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).double()
+    assert Gauge.of(norm, x).permuted.units == 8  # a fresh norm's statistics are the same for all
+    with torch.no_grad():
+        norm[1].running_mean += torch.arange(8)
+    assert Gauge.of(norm, x).permuted.units == 0

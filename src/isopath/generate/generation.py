@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from isopath.ensemble import Mean
 from isopath.generate.family import CHUNK, Family
-from isopath.generate.generator import Generator
+from isopath.generate.generator import SOFTMAX, Generator, gauge_of
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.layout import Layout
 from isopath.generate.settings import Schedule, Settings, Start
@@ -17,7 +18,6 @@ from isopath.network import Network
 from isopath.objectives import Robust, Task
 from isopath.space import Trainable
 from isopath.symmetry import Symmetries
-from isopath.symmetry.gauge import Gauge
 
 
 def generate(
@@ -72,11 +72,13 @@ def generate(
     Raises:
         ValueError, TypeError: an argument is wrong; the message says what was expected.
     """
-    settings = Settings(diversity, schedule, start, latent, code, width, trunk, steps, networks, rate, patience,
-                        permutations, seed)  # fmt: skip
+    settings = Settings(
+        diversity=diversity, schedule=schedule, start=start, latent=latent, code=code, width=width, trunk=trunk,
+        steps=steps, networks=networks, rate=rate, patience=patience, permutations=permutations, seed=seed,
+    )  # fmt: skip
     training = training_of(model, task, settings, trainable, symmetries, chunk)
     history = list(training)
-    return Generator(training.family.network, training.hypernetwork, history, training.status, training.reason)
+    return finished(training, history)
 
 
 def training_of(
@@ -86,15 +88,25 @@ def training_of(
     """The training that `generate` runs, to be driven step by step."""
     check_task(task)
     network = Network(model, trainable)
-    example: Any = task.examples.take(torch.arange(min(2, len(task))), network.space.device)[0]
-    softmax = task.loss == "cross_entropy" and not isinstance(task.outputs, slice)
-    gauge = Gauge.of(model, example, network.space, softmax, symmetries)
+    if network.space.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the weights are {network.space.dtype}, in which distances of networks are lost to rounding; give the "
+            "module as .float(), and convert what it generates"
+        )
+    gauge = gauge_of(model, task, network.space, symmetries)
     random, around = torch.Generator().manual_seed(settings.seed), network.start if settings.start == "model" else None
     made = Hypernetwork(
         Layout.of(network.space), settings.latent, settings.code, settings.width, settings.trunk, random, around,
         network.start,
     ).to(network.start)  # fmt: skip
     return Training(made, Family(network, chunk, apart=True), gauge, task, settings)
+
+
+def finished(training: Training, history: list[dict[str, float]]) -> Generator:
+    """The generator of a training, as it stands."""
+    mean: Mean = "probabilities" if training.task.loss in SOFTMAX else "logits"
+    made = training.hypernetwork
+    return Generator(training.family.network, made, history, training.status, training.reason, mean)
 
 
 def check_task(task: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -10,46 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.ensemble import Ensemble
+from isopath.ensemble import Ensemble, Mean
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.layout import Layout
 from isopath.network import Network
+from isopath.objectives import Task
 from isopath.path import Path, check_unit
-from isopath.space import Trainable
+from isopath.space import Space, Trainable
 from isopath.storage import load_tensors, save_tensors
+from isopath.symmetry import Symmetries
+from isopath.symmetry.gauge import Gauge
 
-SIZES = ("latent", "code", "width", "trunk")
-
-
-@dataclass(frozen=True, eq=False)
-class LatentPath(Path):
-    """The generated networks between two latents: a curve in weight space.
-
-    Latents are normal, so their norms hardly differ: between them z(t) goes along the great circle, and its norm in a
-    straight line, which stays where the generator was trained.
-
-    Args:
-        hypernetwork: that makes the points.
-        ends: the two latents, `(latent,)` each.
-    """
-
-    hypernetwork: Hypernetwork
-    ends: tuple[Tensor, Tensor]
-
-    def __call__(self, t: float) -> Tensor:
-        with torch.no_grad():
-            return self.hypernetwork(self.latent(t).unsqueeze(0))[0]
-
-    def latent(self, t: float) -> Tensor:
-        """The latent at `t`, `(latent,)`."""
-        t, (a, b) = check_unit(t), self.ends
-        norms = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)
-        u, v = a / norms[0], b / norms[1]
-        angle = torch.acos((u @ v).clamp(-1, 1))
-        if t in (0, 1) or float(angle.sin()) < 1e-4:
-            return a + t * (b - a) if t not in (0, 1) else (a, b)[int(t)].clone()
-        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin()
-        return direction * ((1 - t) * norms[0] + t * norms[1])
+SOFTMAX = "cross_entropy", torch.nn.functional.cross_entropy  # losses that see no common shift of all logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +34,7 @@ class Generator:
         history: a row per step: step, objective, loss, spacing, gradient evaluations.
         status: how the training ended: `trained`, `stationary`, `diverged`, `running`.
         reason: that, as a sentence.
+        mean: what of its networks an ensemble takes the mean of: `"probabilities"`, or without classes `"logits"`.
     """
 
     network: Network
@@ -69,6 +42,7 @@ class Generator:
     history: list[dict[str, float]] = field(default_factory=list)
     status: str = "running"
     reason: str = ""
+    mean: Mean = "probabilities"
 
     def __call__(self, z: Tensor) -> Tensor:
         """Points `(n, P)` of latents `(n, latent)`; differentiable in z.
@@ -96,26 +70,28 @@ class Generator:
     def model(self, z: Tensor) -> nn.Module:
         """A new module with the weights of one latent, `(latent,)`."""
         with torch.no_grad():
-            return self.network.model(self(z.reshape(1, -1))[0])
+            return self.network.model(self(z.unsqueeze(0))[0])
 
     def models(self, count: int, seed: int = 0) -> list[nn.Module]:
         """New modules with sampled weights."""
         return [self.network.model(theta) for theta in self.sample(count, seed)]
 
     def ensemble(self, count: int, seed: int = 0, **options: Any) -> Ensemble:
-        """Sampled networks as one module: their mean probabilities.
+        """Sampled networks as one module: their mean probabilities, of a regression their mean outputs.
 
         Args:
             count: how many, at least 1.
             seed: of the latents.
             options: of `Ensemble`.
         """
-        return Ensemble(self.models(count, seed), **options)
+        return Ensemble(self.models(count, seed), **{"mean": self.mean, **options})
 
     def path(self, a: Tensor, b: Tensor) -> LatentPath:
         """The networks between two latents, `(latent,)` each."""
-        self(torch.stack([a, b]))  # the shapes are checked there
-        return LatentPath(self.hypernetwork, (a.to(self.hypernetwork.centre), b.to(self.hypernetwork.centre)))
+        with torch.no_grad():
+            for z in (a, b):
+                self(z.unsqueeze(0))  # the shapes are checked there
+        return LatentPath(self, (a.to(self.hypernetwork.centre), b.to(self.hypernetwork.centre)))
 
     @property
     def size(self) -> int:
@@ -135,12 +111,11 @@ class Generator:
         Raises:
             OSError: it could not be written; what was there before is whole.
         """
-        module = self.network.model(self.network.start)
-        fixed = {k: v for k, v in module.state_dict().items() if k not in self.network.space.names}
+        fixed = _fixed(self.network)
         own = {f"generator.{k}": v for k, v in self.hypernetwork.state_dict().items()}
         about = {
             "kind": "generator", "sizes": _sizes(self.hypernetwork), "status": self.status, "reason": self.reason,
-            "history": self.history,
+            "history": self.history, "mean": self.mean,
             "shapes": [[n, list(s)] for n, s in zip(self.network.space.names, self.network.space.shapes)],
         }  # fmt: skip
         save_tensors(FilePath(path), {**own, **{f"fixed.{k}": v for k, v in fixed.items()}}, about)
@@ -163,13 +138,56 @@ class Generator:
         if about.get("kind") != "generator":
             raise ValueError(f"{path} is no generator's file; give one that Generator.save wrote")
         network = Network(model, trainable)
-        _check_shapes({name: tuple(shape) for name, shape in about["shapes"]}, network, str(path))
+        fixed = _part(tensors, "fixed.")
+        written = [(name, tuple(shape)) for name, shape in about["shapes"]]
+        _check_shapes(written, list(zip(network.space.names, map(tuple, network.space.shapes))), str(path))
+        _check_shapes([(n, tuple(t.shape)) for n, t in fixed.items()],
+                      [(n, tuple(t.shape)) for n, t in sorted(_fixed(network).items())], str(path))  # fmt: skip
         made = Hypernetwork(Layout.of(network.space), **about["sizes"], generator=torch.Generator().manual_seed(0))
+        made = made.to(network.start)
         made.load_state_dict(_part(tensors, "generator."))
         module = network.model(network.start)
-        module.load_state_dict(_part(tensors, "fixed."), strict=False)
-        restored = Network(module, trainable)
-        return cls(restored, made.to(restored.start), about["history"], about["status"], about["reason"])
+        module.load_state_dict(fixed, strict=False)
+        own = Network(module, lambda name: name in network.space.names)
+        return cls(own, made, about["history"], about["status"], about["reason"], about["mean"])
+
+
+@dataclass(frozen=True, eq=False)
+class LatentPath(Path):
+    """The generated networks between two latents: a curve in weight space.
+
+    Latents are normal, so their norms hardly differ: between them z(t) goes along the great circle, and its norm in a
+    straight line, which stays where the generator was trained. Between opposite latents it is a straight line through
+    zero.
+
+    Args:
+        generator: that makes the points.
+        ends: the two latents, `(latent,)` each.
+    """
+
+    generator: Generator
+    ends: tuple[Tensor, Tensor]
+
+    def __call__(self, t: float) -> Tensor:
+        with torch.no_grad():
+            return self.generator(self.latent(t).unsqueeze(0))[0]
+
+    def model(self, t: float) -> nn.Module:
+        """A new module with the weights at `t`."""
+        return self.generator.model(self.latent(t))
+
+    def latent(self, t: float) -> Tensor:
+        """The latent at `t`, `(latent,)`."""
+        t, (a, b) = check_unit(t), self.ends
+        if t in (0, 1):
+            return self.ends[int(t)].clone()
+        norms = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)
+        u, v = a / norms[0], b / norms[1]
+        angle = torch.acos((u @ v).clamp(-1, 1))
+        if float(angle.sin()) < 1e-4:
+            return a + t * (b - a)
+        direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin()
+        return direction * ((1 - t) * norms[0] + t * norms[1])
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -182,13 +200,30 @@ def _sizes(made: Hypernetwork) -> dict[str, int]:
     return {"latent": made.latent, "code": made.code, "width": shared.out_features, "trunk": first.out_features}
 
 
-def _check_shapes(written: Mapping[str, tuple[int, ...]], network: Network, path: str) -> None:
-    own = dict(zip(network.space.names, map(tuple, network.space.shapes)))
-    if written == own:
+def _fixed(network: Network) -> dict[str, Tensor]:
+    """What a module has beside the points' tensors: frozen parameters and buffers, tied ones once."""
+    module = network.model(network.start)
+    kept = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]} - set(network.space.names)
+    return {name: tensor for name, tensor in module.state_dict().items() if name in kept}
+
+
+def _check_shapes(
+    written: Sequence[tuple[str, tuple[int, ...]]], own: Sequence[tuple[str, tuple[int, ...]]], path: str
+) -> None:
+    if list(written) == list(own):
         return
-    names = [name for name in {**own, **written} if own.get(name) != written.get(name)]
-    said = "; ".join(f"{n!r}: {written.get(n, 'missing')} in the file, {own.get(n, 'missing')} here" for n in names[:3])
+    here, there = dict(own), dict(written)
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    said = "; ".join(f"{n!r}: {there.get(n, 'missing')} in the file, {here.get(n, 'missing')} here" for n in names[:3])
+    what = f"{len(names)} tensors differ: {said}" if names else "its parameters come in another order"
     raise ValueError(
-        f"{path} is a generator for another module: {len(names)} parameters differ: {said or 'their order'}; give the "
-        "architecture and trainable= that it was made for"
+        f"{path} is a generator for another module: {what}; give the architecture and trainable= that it was made for"
     )
+
+
+def gauge_of(model: nn.Module, task: Task, space: Space, symmetries: Symmetries | None) -> Gauge:
+    """The gauge of a module whose outputs a task reads."""
+    example: Any = task.examples.take(torch.arange(min(2, len(task))), space.device)[0]
+    softmax = task.loss in SOFTMAX
+    output = None if isinstance(task.outputs, slice) else task.outputs
+    return Gauge.of(model, example, space, softmax, symmetries, output)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from isopath.generate.entropy import intrinsic_dimension, participation
 from isopath.generate.family import Family
-from isopath.generate.generator import Generator
+from isopath.generate.generator import SOFTMAX, Generator, gauge_of
 from isopath.objectives import Task
 from isopath.symmetry import Symmetries
-from isopath.symmetry.gauge import Gauge
 
 PAIRS, GRID = 4, 9  # latents that are walked between, points on each walk
 LARGEST = 24  # samples between which all distances are taken: each pair is aligned
@@ -63,7 +62,7 @@ def explore(
     Args:
         generator: that is looked at.
         task: labelled rows that it was not trained on.
-        count: networks, at least 3.
+        count: networks, at least 3; distances are taken between the first 24.
         seed: of the latents.
         symmetries: which units may be permuted and rescaled; found by default.
 
@@ -72,11 +71,12 @@ def explore(
     """
     if count < 3:
         raise ValueError(f"count must be >= 3 networks, got {count}")
-    if task.loss != "cross_entropy":
+    if task.loss not in SOFTMAX:
         raise ValueError(f"the task has no classes to predict: its loss is {task.loss!r}, expected 'cross_entropy'")
     thetas = generator.sample(count, seed)
     family = Family(generator.network)
     y, target = _outputs(family, thetas, task)
+    y, target = y[:, target != -100], target[target != -100]
     points, distances = _spread(generator, thetas, task, symmetries)
     probabilities = y.softmax(-1).flatten(1)
     return Manifold(
@@ -99,8 +99,7 @@ def _outputs(family: Family, thetas: Tensor, task: Task) -> tuple[Tensor, Tensor
 
 
 def _accuracies(y: Tensor, target: Tensor) -> tuple[float, ...]:
-    counted = target != -100
-    return tuple((y.argmax(-1) == target)[:, counted].double().mean(1).tolist())
+    return tuple((y.argmax(-1) == target).double().mean(1).tolist())
 
 
 def _together(y: Tensor, target: Tensor) -> dict[int, float]:
@@ -123,8 +122,7 @@ def _spread(
 ) -> tuple[Tensor, Tensor]:
     """Points in the gauge, next to the first, and distances of pairs, per unit."""
     network, layout = generator.network, generator.hypernetwork.layout
-    example = task.examples.take(torch.arange(min(2, len(task))), network.space.device)[0]
-    gauge = Gauge.of(network.model(thetas[0]), example, network.space, found=symmetries)
+    gauge = gauge_of(network.model(thetas[0]), task, network.space, symmetries)
     points = layout.evened(gauge.fixed(thetas)) / layout.units**0.5
     return gauge.aligned(points, points[0]), gauge.distances(points[:LARGEST])
 
@@ -140,5 +138,5 @@ def _walks(generator: Generator, family: Family, task: Task, seed: int) -> tuple
     for a, b in zip(z[::2], z[1::2]):
         path = generator.path(a, b)
         y, target = _outputs(family, torch.stack(path.sample(GRID)), task)
-        found.append(_accuracies(y, target))
+        found.append(_accuracies(y[:, target != -100], target[target != -100]))
     return tuple(found)

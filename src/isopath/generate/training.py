@@ -16,6 +16,7 @@ from isopath.generate.settings import Settings
 from isopath.objectives import Task
 from isopath.symmetry.gauge import Gauge
 
+STATUSES = "running", "trained", "stationary", "diverged"
 WARMUP = 100  # steps over which the rate rises
 EVERY = 5  # steps between those that look for permuted copies: on a small network a match costs as much as the rest
 CLIP = 1.0  # the largest norm of a gradient
@@ -59,7 +60,8 @@ class Training:
 
     def latents(self, step: int) -> Tensor:
         """Of a step, `(n, latent)`: the same for the same seed."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
+        # not the seeds of Generator.latents: what is looked at later was not trained on
+        generator = torch.Generator().manual_seed((self.settings.seed + 1) * 7_368_787 + step)
         shape = self.settings.networks, self.hypernetwork.latent
         return torch.randn(shape, generator=generator).to(self.hypernetwork.centre)
 
@@ -74,6 +76,7 @@ class Training:
         if weight:
             spread = self._spread(thetas, settings.permutations and self.step % EVERY == 0)
         total = loss - weight * spread
+        judged = float((loss - settings.diversity * spread).detach())  # a weight that moves is no progress
         self._optimiser.zero_grad(set_to_none=True)
         total.backward()
         norm = float(torch.nn.utils.clip_grad_norm_(self.hypernetwork.parameters(), CLIP))
@@ -84,7 +87,7 @@ class Training:
         row = {"step": self.step, "objective": float(total.detach()), "loss": float(loss.detach()),
                "spacing": float(spread.detach()), "evaluations": self.family.network.evaluations}  # fmt: skip
         self.step += 1
-        self._judge(row["objective"])
+        self._judge(judged)
         return row
 
     def _loss(self, thetas: Tensor) -> Tensor:
@@ -109,13 +112,9 @@ class Training:
 
     def _rows(self) -> Tensor:
         """n · b rows of the task, epoch by epoch, b the batch size divided by n."""
-        n = self.settings.networks
-        size = n * max(1, self.task.batch_size // n)
-        generator = torch.Generator().manual_seed((self.settings.seed + 1) * 7_368_787 + self.step)
-        # with replacement between steps: epochs of hundreds of batches would have to be remembered to be resumed
-        if size <= len(self.task):
-            return torch.randperm(len(self.task), generator=generator)[:size]
-        return torch.randint(len(self.task), (size,), generator=generator)
+        rows, n = self.task.freeze(self.step, self.settings.seed).index, self.settings.networks
+        assert rows is not None
+        return rows[: len(rows) // n * n] if len(rows) >= n else rows.repeat(n)
 
     def _judge(self, objective: float) -> None:
         """Whether it has ended: all steps done, nothing gained for long, or not finite."""
@@ -138,15 +137,16 @@ class Training:
             "running": f"{self.step} of {s.steps} steps are done.",
             "trained": f"All {s.steps} steps are done.",
             "stationary": f"The objective has not fallen for {s.patience} steps; a larger patience= goes on.",
-            "diverged": f"The loss was not finite at step {self.step}; the weights before it are kept. Lower rate=.",
+            "diverged": f"The loss was not finite at step {self.step - 1}; what was before it is kept. Lower rate=.",
         }[self.status]
 
     def state(self) -> dict[str, Tensor]:
         """What another process needs to go on."""
-        found = {f"hypernetwork.{name}": tensor for name, tensor in self.hypernetwork.state_dict().items()}
+        found = {f"hypernetwork.{name}": t.clone() for name, t in self.hypernetwork.state_dict().items()}
         for k, moments in self._optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{k}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        counts = [self.step, self.family.network.evaluations, self._smooth, *self._best]
+            found |= {f"optimiser.{k}.{name}": torch.as_tensor(value).clone() for name, value in moments.items()}
+        ended = STATUSES.index(self.status)
+        counts = [self.step, self.family.network.evaluations, self._smooth, *self._best, ended]
         return {**found, "counts": torch.tensor(counts, dtype=torch.float64)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -159,7 +159,7 @@ class Training:
                 _, k, kind = name.split(".")
                 moments.setdefault(int(k), {})[kind] = tensor
         self._optimiser.load_state_dict({**self._optimiser.state_dict(), "state": moments})
-        step, evaluations, smooth, best, at = state["counts"].tolist()
+        step, evaluations, smooth, best, at, ended = state["counts"].tolist()
         self.step, self._smooth, self._best = int(step), smooth, (best, int(at))
         self.family.network.evaluations = evaluations
-        self.status = "trained" if self.step >= self.settings.steps else "running"
+        self.status = STATUSES[int(ended)]

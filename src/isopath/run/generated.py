@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isopath.evaluate import evaluate
 from isopath.generate import Generator, Manifold, explore
-from isopath.generate.generation import check_task, training_of
+from isopath.generate.generation import check_task, finished, training_of
 from isopath.generate.settings import Settings
 from isopath.generate.training import Training
 from isopath.objectives import Task
@@ -107,7 +107,7 @@ def _run(job: GenerateJob, run: Path) -> Path:
     elif described(run).get("parameters") != about(training.family.network).get("parameters"):
         raise ConfigError(f"the model that {run / 'config.yaml'} makes now is not the one that the run started with")
     history = _trained(training, run, console)
-    made = Generator(training.family.network, training.hypernetwork, history, training.status, training.reason)
+    made = finished(training, history)
     made.save(run / "generator.safetensors")
     metrics = _findings(job, made)
     write_json(run / "metrics.json", {**metrics, "seconds": time.perf_counter() - began})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from isopath.network import Network
+from isopath.network import Network, Output
 from isopath.space import Space
 from isopath.symmetry.cells import cells
 from isopath.symmetry.finder import symmetries as find
@@ -42,6 +42,8 @@ class Gauge:
         scaled: indices in `found.scalings` of those that are taken out. Where one group leads back into another, as
             when a layer is used twice, norms of one cannot all be had, and what cannot stays in.
         rounds: over all scalings, until nothing changes: one where no group leads back into an earlier one.
+        permuted: the groups that are aligned: those of which the points have every part. Where statistics of a batch
+            norm differ from unit to unit, or a layer is frozen, its units are what they are.
     """
 
     space: Space
@@ -49,11 +51,12 @@ class Gauge:
     shifts: tuple[str, ...] = ()
     scaled: tuple[int, ...] = ()
     rounds: int = ROUNDS
+    permuted: Symmetries | None = None
 
     @classmethod
     def of(
         cls, model: nn.Module, example: Any, space: Space | None = None, softmax: bool = True,
-        found: Symmetries | None = None,
+        found: Symmetries | None = None, output: Output = None,
     ) -> Gauge:  # fmt: skip
         """The gauge of a module.
 
@@ -63,12 +66,13 @@ class Gauge:
             space: of the points; all trainable parameters by default.
             softmax: whether outputs are read through a softmax over their last axis, which a common shift leaves alone.
             found: the symmetries; found by default.
+            output: picks the output tensor (see `Network`).
         """
         space = Space.of(model) if space is None else space
         found = find(model, example) if found is None else found
-        shifts = _shifts(model, example, space) if softmax else ()
+        shifts = _shifts(model, example, space, output) if softmax else ()
         network = Network(model, lambda name: name in space.names)
-        return cls(space, found, shifts, *_canonical(network, found))
+        return cls(space, found, shifts, *_canonical(network, found), _within(found, model, space))
 
     def fixed(self, thetas: Tensor) -> Tensor:
         """Equal networks `(n, P)` that depend on nothing but the networks, permutations left aside; differentiable.
@@ -81,8 +85,9 @@ class Gauge:
     def aligned(self, thetas: Tensor, anchor: Tensor) -> Tensor:
         """Points `(n, P)` with their units permuted to lie next to those of one, `(P,)`; differentiable.
 
-        By coordinate descent on the inner product of weights (Ainsworth et al. 2022, arXiv 2209.04836) from where they
-        stand: none is farther from the anchor afterwards.
+        By coordinate descent on the inner product of weights (Ainsworth et al. 2022, arXiv 2209.04836), from a first
+        guess that goes from the inputs on and does not depend on the order that the units have: copies of one network
+        with their units permuted come to one point, and no point is farther from the anchor afterwards.
         """
         return torch.stack([self._aligned(theta, anchor) for theta in thetas])
 
@@ -139,13 +144,30 @@ class Gauge:
 
     def _aligned(self, theta: Tensor, anchor: Tensor) -> Tensor:
         own, other = self.space.unflatten(theta), self.space.unflatten(anchor.detach())
+        found = self.found if self.permuted is None else self.permuted
         detached = {name: tensor.detach() for name, tensor in own.items()}
-        moved: Permutation = Descent(self.found, [(1.0, Weights(other, detached, self.found))], 0).run(SWEEPS, False)
-        placed = {name: own[name] for name in self.found.places if name in own}
+        moved: Permutation = Descent(found, [(1.0, Weights(other, detached, found))], 0).run(SWEEPS)
+        placed = {name: own[name] for name in found.places if name in own}
         return self._flat({**own, **moved(placed)})
 
     def _flat(self, tensors: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([tensors[name].reshape(-1) for name in self.space.names])  # Space.flatten detaches
+
+
+def _within(found: Symmetries, model: nn.Module, space: Space) -> Symmetries:
+    """Without the groups of which a part is none of the points': frozen parameters, statistics that differ by unit."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    held = [
+        key
+        for key, group in found.groups.items()
+        if any(name not in space.names and not _even(named[name], axis) for name, axis in group.members)
+    ]
+    return found.without(held) if held else found
+
+
+def _even(tensor: Tensor, axis: int) -> bool:
+    """Whether all units have the same entries."""
+    return bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
 def _canonical(network: Network, found: Symmetries) -> tuple[tuple[int, ...], int]:
@@ -164,7 +186,7 @@ def _canonical(network: Network, found: Symmetries) -> tuple[tuple[int, ...], in
     return taken, max(final._settled(point)[1] for point in points)
 
 
-def _shifts(model: nn.Module, example: Any, space: Space) -> tuple[str, ...]:
+def _shifts(model: nn.Module, example: Any, space: Space, output: Output) -> tuple[str, ...]:
     """Parameters that, shifted along their first axis, shift all outputs of a row alike: tried in float64."""
     network = Network(copy.deepcopy(model).double(), lambda name: name in space.names)
     example = _double(example)
@@ -173,14 +195,14 @@ def _shifts(model: nn.Module, example: Any, space: Space) -> tuple[str, ...]:
         network.start
     )
     with torch.no_grad():
-        before = network(theta, example)
+        before = network(theta, example, output)
         found = []
         for name, shape in zip(network.space.names, network.space.shapes):
             if not shape or shape[0] != before.shape[-1] or shape[0] < 2:
                 continue
             tensors = dict(network.space.unflatten(theta))
             shift = torch.randn(1, *shape[1:], generator=generator, dtype=torch.float64).to(theta)
-            moved = network.apply({**tensors, name: tensors[name] + shift}, example) - before
+            moved = network.apply({**tensors, name: tensors[name] + shift}, example, output) - before
             common = moved.mean(-1, keepdim=True)
             if bool((moved - common).abs().max() <= EQUAL * common.abs().max().clamp_min(1e-30)):
                 found.append(name)
