@@ -39,12 +39,14 @@ HELD, POOL, SAMPLES, NEAR, TAUGHT_BY = 5000, 20, 100, 24, 32
 METHODS = ["independent", "generator", "distilled", "distilled, moved"]
 Pair = tuple[Tensor, Tensor]
 Settings = dict[str, Any]
-GATHERED = ("symmetry/gauge", "symmetry/matching", "symmetry/similarity", "symmetry/finder", "symmetry/rescaling")
+GATHERED = tuple(f"symmetry/{name}" for name in (
+    "arithmetic", "axes", "cells", "finder", "gauge", "group", "labels", "matching", "permutation", "rescaling",
+    "similarity", "trial", "views"))  # fmt: skip
 OURS = (*GROUND, *GATHERED, *(f"generate/{name}" for name in (
-    "entropy", "family", "generation", "hypernetwork", "layout", "settings", "training")))  # fmt: skip
-TAUGHT = (*OURS, "generate/distillation")
+    "entropy", "family", "generation", "generator", "hypernetwork", "layout", "settings", "training")))  # fmt: skip
+TAUGHT = (*OURS, "ensemble", "generate/distillation")
 ALONE: list[Settings] = [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)]
-STEPS = 4000
+STEPS = 3000
 GENERATED: list[Settings] = [{"diversity": d, "rate": 2e-3, "steps": STEPS} for d in (0.1, 0.3)]
 
 
