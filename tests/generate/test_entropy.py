@@ -53,3 +53,16 @@ def test_the_dimension_of_a_flat_set_in_a_larger_space(dimension):
     assert participation(points) == pytest.approx(dimension, rel=0.05)
     with pytest.raises(ValueError, match="at least 3"):
         intrinsic_dimension(torch.zeros(2, 2))
+
+
+def test_samples_that_coincide_have_no_dimension():
+    assert intrinsic_dimension(torch.zeros(6, 6)) == 0
+    assert entropy(torch.zeros(6, 2)) == -math.inf
+
+
+def test_neither_a_shift_nor_a_small_scale_costs_digits():
+    points = normal(40, 3)
+    assert entropy(points + 1e7) == pytest.approx(entropy(points), abs=1e-5)
+    assert entropy(1e-8 * points) == pytest.approx(entropy(points) + 3 * math.log(1e-8), abs=1e-6)
+    near, far = (squares((points + shift).float()) for shift in (0.0, 100.0))
+    assert torch.allclose(near, far, atol=1e-3)

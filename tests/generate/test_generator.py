@@ -87,6 +87,42 @@ def test_files_of_other_modules_and_of_other_kinds(generator, tmp_path):
         ip.Generator.load(file, small())
 
 
+class Ordered(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        for name in names:
+            setattr(self, name, nn.Linear(4, 4))
+
+    def forward(self, x):
+        return self.a(x).relu() + self.b(x)
+
+
+def test_a_file_of_the_same_shapes_in_another_order_or_with_other_frozen_parts(tmp_path):
+    given = ip.Task(torch.randn(20, 4), torch.randint(4, (20,)), batch_size=8)
+    model = Ordered("ab")
+    ip.generate(model, given, steps=1, **SMALL).save(tmp_path / "g.safetensors")
+    with pytest.raises(ValueError, match="another order"):
+        ip.Generator.load(tmp_path / "g.safetensors", Ordered("ba"))
+    frozen = nn.Sequential(nn.Linear(4, 6).requires_grad_(False), nn.ReLU(), nn.Linear(6, 4))
+    ip.generate(frozen, given, steps=1, **SMALL).save(tmp_path / "f.safetensors")
+    other = nn.Sequential(nn.Linear(5, 6).requires_grad_(False), nn.ReLU(), nn.Linear(6, 4))
+    with pytest.raises(ValueError, match=r"1 tensors differ: '0.weight': \(6, 4\) in the file, \(6, 5\) here"):
+        ip.Generator.load(tmp_path / "f.safetensors", other)
+
+
+def test_a_file_in_double_precision(tmp_path):
+    made = ip.generate(small().double(), ip.Task(square()[0].double(), square()[1]), steps=2, **SMALL)
+    made.save(tmp_path / "g.safetensors")
+    assert torch.equal(ip.Generator.load(tmp_path / "g.safetensors", small().double()).sample(3), made.sample(3))
+
+
+def test_models_along_a_path(generator):
+    path, x = generator.path(*generator.latents(2)), square(5)[0]
+    assert torch.equal(path.model(0.0)(x), generator.models(1)[0](x))
+    z = generator.latents(1)[0]
+    assert torch.allclose(generator.path(z, -z).latent(0.25), 0.5 * z)
+
+
 def test_no_networks_and_latents_of_another_size(generator):
     with pytest.raises(ValueError, match="count must be >= 1"):
         generator.sample(0)

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from problems import SMALL, convolved, small, square, task
+from torch import nn
 
 import isopath as ip
-from isopath.generate.generation import training_of
+from isopath.generate.generation import finished, training_of
 from isopath.generate.settings import Settings
 
 
@@ -106,13 +107,108 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_weights_before():
     assert all(p.isfinite().all() for p in run.hypernetwork.parameters())
 
 
+def test_an_end_is_an_end_after_a_restoration_too():
+    given = ip.Task(*square(), loss=lambda y, t: 0 * y.sum(-1) + 1.0, batch_size=32)
+    run = training(given=given, diversity=0.0, patience=4)
+    steps = len(list(run))
+    again = training(given=given, diversity=0.0, patience=4)
+    again.restore(run.state())
+    assert again.status == "stationary" and list(again) == [] and again.step == steps
+
+
+def test_a_weight_that_rises_is_no_lack_of_progress():
+    given = ip.Task(*square(), loss=lambda y, t: 0 * y.sum(-1) + 1.0, batch_size=32)
+    stops = [len(list(training(given=given, schedule=s, steps=60, patience=25))) for s in ("constant", "rising")]
+    assert stops[1] >= stops[0]
+
+
+def test_a_state_that_was_taken_stays_as_it_is():
+    run = training()
+    next(iter(run))
+    state = run.state()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    next(iter(run))
+    assert all(torch.equal(before[name], tensor) for name, tensor in state.items())
+
+
+def test_latents_that_are_looked_at_were_not_trained_on():
+    run = training()
+    seen = torch.cat([run.latents(k) for k in range(20)])
+    made = finished(run, [])
+    drawn = torch.cat([made.latents(4, seed) for seed in range(20)])
+    assert float(torch.cdist(seen, drawn).min()) > 1e-6
+
+
+def test_whole_epochs():
+    run = training()
+    rows = torch.cat([run._rows() for run.step in range(6)])  # 200 rows, 6 steps of 32
+    assert len(rows.unique()) == 192
+    short = training(given=task(3))
+    assert short._rows().tolist() == short._rows().tolist() and len(short._rows()) == 4 * 3
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 4)
+
+    def forward(self, x):
+        return {"scores": self.head(self.cell(x.unsqueeze(1))[0][:, 0])}
+
+
+def test_without_a_batching_rule_and_with_outputs_by_name():
+    x, y = square(64)
+    given = ip.Task(x, y, batch_size=32, outputs="scores")
+    with torch.random.fork_rng():
+        made = ip.generate(Recurrent(), given, steps=3, **SMALL)
+    assert made.status == "trained" and ip.explore(made, given, 4).distance > 0
+
+
+@pytest.mark.parametrize("kind", ["tokens", "regression", "double", "some", "slice", "around"])
+def test_all_kinds_of_tasks(kind):
+    x, y = square(64)
+    model, options = small(), dict(SMALL)
+    if kind == "tokens":
+        x, y = x.unsqueeze(1).expand(-1, 3, -1), torch.stack([y, y, torch.full_like(y, -100)], 1)
+    given = ip.Task(x, y, batch_size=32)
+    if kind == "regression":
+        given = ip.Task(x, torch.randn(64, 4), loss="squared_error", batch_size=32)
+    if kind == "double":
+        model, given = model.double(), ip.Task(x.double(), y, batch_size=32)
+    if kind == "slice":
+        given = ip.Task(x, y % 2, outputs=slice(0, 2), batch_size=32)
+    options |= {"some": {"trainable": ["2.*"]}, "around": {"start": "model"}}.get(kind, {})
+    made = ip.generate(model, given, steps=3, schedule="rising", permutations=kind != "some", **options)
+    assert made.status == "trained"
+    assert made.sample(2).dtype == next(model.parameters()).dtype
+    assert made.ensemble(2).mean == ("logits" if kind == "regression" else "probabilities")
+    if kind != "regression":
+        assert 0 <= ip.explore(made, given, 4).disagreement <= 1
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(ValueError, match=r"bfloat16.*rounding"):
+        ip.generate(small().bfloat16(), ip.Task(square()[0].bfloat16(), square()[1]))
+
+
+def test_what_is_generated_does_not_follow_the_callers_frozen_parameters():
+    model = small()
+    model[0].weight.requires_grad_(False)
+    made = ip.generate(model, task(), steps=1, **SMALL)
+    before = made.models(1)[0](square(5)[0])
+    with torch.no_grad():
+        model[0].weight.add_(3)
+    assert torch.equal(made.models(1)[0](square(5)[0]), before)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
         ({"diversity": -1.0}, "diversity must be >= 0"), ({"networks": 1}, "networks must be >= 2"),
-        ({"steps": 0}, "steps must be >= 1"), ({"rate": 0.0}, "rate must be > 0"),
+        ({"steps": 0}, "steps must be a whole number >= 1"), ({"steps": 2.5}, "steps must be a whole number"),
+        ({"rate": 0.0}, "rate must be > 0"), ({"latent": 0}, "latent must be a whole number >= 1"),
         ({"start": "there"}, "start must be 'nothing' or 'model'"), ({"schedule": "up"}, "schedule must be one of"),
-        ({"patience": 0}, "patience must be >= 1"), ({"latent": 0}, "latent must be >= 1"),
+        ({"schedule": lambda t: -1.0}, "finite factor >= 0"), ({"patience": 0}, "patience must be >= 1"),
     ],
 )  # fmt: skip
 def test_bad_options(option, said):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from isopath.network import Network
 from isopath.objectives import Robust, Task
 from isopath.space import Trainable
 from isopath.symmetry import Symmetries
+
+LARGE = 10_000_000  # numbers of a generator that are worth a warning
 
 
 def generate(
@@ -87,7 +91,7 @@ def training_of(
 ) -> Training:  # fmt: skip
     """The training that `generate` runs, to be driven step by step."""
     check_task(task)
-    network = Network(model, trainable)
+    network = Network(copy.deepcopy(model), trainable)  # the caller may go on with the frozen parameters
     if network.space.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the weights are {network.space.dtype}, in which distances of networks are lost to rounding; give the "
@@ -99,6 +103,11 @@ def training_of(
         Layout.of(network.space), settings.latent, settings.code, settings.width, settings.trunk, random, around,
         network.start,
     ).to(network.start)  # fmt: skip
+    if made.size > max(LARGE, 20 * network.space.dimension):
+        warnings.warn(
+            f"the generator learns {made.size:,} numbers for {network.space.dimension:,} weights; leave layers of many "
+            "small units, such as embeddings, out with trainable=, or lower code= and trunk=", stacklevel=3,
+        )  # fmt: skip
     return Training(made, Family(network, chunk, apart=True), gauge, task, settings)
 
 

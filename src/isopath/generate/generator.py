@@ -183,8 +183,8 @@ class LatentPath(Path):
             return self.ends[int(t)].clone()
         norms = a.norm().clamp_min(1e-12), b.norm().clamp_min(1e-12)
         u, v = a / norms[0], b / norms[1]
-        angle = torch.acos((u @ v).clamp(-1, 1))
-        if float(angle.sin()) < 1e-4:
+        angle = torch.acos((u.double() @ v.double()).clamp(-1, 1)).to(a)
+        if float(angle.sin()) < 1e-3:
             return a + t * (b - a)
         direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin()
         return direction * ((1 - t) * norms[0] + t * norms[1])

@@ -17,7 +17,8 @@ class Hypernetwork(nn.Module):
     An extractor E maps a latent z to a code for every unit of the module; for each layer one small generator W, shared
     by its units, maps a unit's code to the unit's weights (Deutsch, Nijkamp & Yang 2019, arXiv 1905.02898, section
     3.1). Its size grows with the number of units, not with P: trunk · code entries a unit and width · inputs a layer,
-    where a linear map to all weights would take trunk · P.
+    where a linear map to all weights would take trunk · P. Units of few entries, as embeddings are, cost more than they
+    have.
 
     Args:
         layout: of the points.
@@ -83,10 +84,10 @@ class Hypernetwork(nn.Module):
     def _scale(sheet: Sheet, rows: Tensor, around: bool) -> float:
         """Of what a generator puts out: that of a fresh layer, or a share of a trained one's."""
         size = float(rows.square().mean().sqrt())
-        return NEAR * size if around and size else sheet.scale
+        return NEAR * (size or sheet.scale) if around else sheet.scale
 
     def _begin(self, generator: torch.Generator) -> None:
-        """Every map keeps the variance of what it is given, so that all layers start alike."""
+        """Linear maps keep the variance of what they are given, so that all layers start alike."""
         with torch.no_grad():
             for linear in (module for module in self.modules() if isinstance(module, nn.Linear)):
                 linear.weight.normal_(0, linear.in_features**-0.5, generator=generator)

@@ -40,8 +40,9 @@ class Sheet:
 class Layout:
     """How the points of a space are put together from units.
 
-    A unit is what leads to one output of a layer: a row of its weight with the entry of its bias, a filter, an
-    embedding. Parameters of one module with the same first axis belong to the same units.
+    A unit is an index of the first axis of a layer's parameters: for linear layers and convolutions what leads to one
+    output, a row of the weight with the entry of the bias, a filter; for a table one embedding, or one position where
+    the first axis is 1. Parameters of one module with the same first axis belong to the same units.
 
     Attributes:
         space: of the points.
@@ -57,7 +58,7 @@ class Layout:
         members: dict[tuple[str, int], list[str]] = {}
         shapes = dict(zip(space.names, space.shapes))
         for name, shape in shapes.items():
-            members.setdefault((name.rpartition(".")[0], shape[0] if shape else 1), []).append(name)
+            members.setdefault((name.rpartition(".")[0], _units(shape)), []).append(name)
         sheets = []
         for (_, units), names in members.items():
             widths = tuple(shapes[name].numel() // max(1, units) for name in names)
@@ -96,3 +97,10 @@ class Layout:
         rows = self.taken(thetas)
         norms = [block.square().sum(-1).mean(-1).clamp_min(1e-24).sqrt() for block in rows]
         return self.joined([block / norm[:, None, None] for block, norm in zip(rows, norms)])
+
+
+def _units(shape: torch.Size) -> int:
+    """The first axis, or the second of a table of positions `(1, T, C)`."""
+    if len(shape) == 3 and shape[0] == 1:
+        return shape[1]
+    return shape[0] if shape else 1

@@ -45,9 +45,10 @@ class Settings:
             raise ValueError(f"schedule must be one of {', '.join(SHARES)} or a function, got {self.schedule!r}")
         if self.start not in ("nothing", "model"):
             raise ValueError(f"start must be 'nothing' or 'model', got {self.start!r}")
-        for name in ("latent", "code", "width", "trunk", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("latent", "code", "width", "trunk", "steps", "networks"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if self.networks < 2:
             raise ValueError(f"networks must be >= 2: diversity is a distance between them; got {self.networks}")
         if not (self.rate > 0 and math.isfinite(self.rate)):
@@ -58,4 +59,7 @@ class Settings:
     def weight(self, progress: float) -> float:
         """Of the entropy, at a share of the steps in [0, 1]."""
         share = SHARES[self.schedule] if isinstance(self.schedule, str) else self.schedule
-        return self.diversity * float(share(progress))
+        factor = float(share(progress))
+        if not (factor >= 0 and math.isfinite(factor)):
+            raise ValueError(f"schedule must give a finite factor >= 0, got {factor} at {progress:.3g} of the steps")
+        return self.diversity * factor

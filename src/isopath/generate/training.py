@@ -56,7 +56,9 @@ class Training:
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         while self.status == "running":
-            yield self._stepped()
+            with torch.enable_grad():
+                row = self._stepped()
+            yield row
 
     def latents(self, step: int) -> Tensor:
         """Of a step, `(n, latent)`: the same for the same seed."""
@@ -73,7 +75,7 @@ class Training:
         thetas = self.hypernetwork(self.latents(self.step))
         loss, weight = self._loss(thetas), settings.weight(progress)
         spread = torch.zeros(())
-        if weight:
+        if settings.diversity:
             spread = self._spread(thetas, settings.permutations and self.step % EVERY == 0)
         total = loss - weight * spread
         judged = float((loss - settings.diversity * spread).detach())  # a weight that moves is no progress
