@@ -86,3 +86,18 @@ def test_networks_that_do_not_fit_together_are_named_at_the_first_call():
         ip.Ensemble([nn.Linear(5, 3).double(), nn.Linear(5, 3).double(), wide], batched=True)(X)
     with pytest.raises(ValueError, match=r"one architecture.*bias has shape \(3,\) in network 0 and None in network 1"):
         ip.Ensemble([nn.Linear(5, 3).double(), nn.Linear(5, 3, bias=False).double()], batched=True)(X)
+
+
+def test_points_need_their_architecture():
+    model = nn.Linear(3, 2)
+    thetas = torch.randn(4, 8)
+    x = torch.randn(5, 3)
+    joined = ip.Ensemble.at(model, thetas)
+    each = [(x @ theta[:6].view(2, 3).mT + theta[6:]).softmax(1) for theta in thetas]
+    assert torch.allclose(joined(x).exp(), torch.stack(each).mean(0), atol=1e-6)
+    with pytest.raises(TypeError, match=r"Ensemble.at\(model, thetas\)"):
+        ip.Ensemble(thetas)
+    with pytest.raises(ValueError, match="at least one network"):
+        ip.Ensemble.at(model, [])
+    with pytest.raises(ValueError, match=r"theta has shape \(7,\), expected \(8,\)"):
+        ip.Ensemble.at(model, thetas[:, :7])

@@ -34,6 +34,9 @@ class Ensemble(nn.Module):
         self, models: Sequence[nn.Module], mean: Mean = "probabilities", output: Output = None, batched: bool = False
     ) -> None:
         super().__init__()
+        if isinstance(models, Tensor):
+            raise TypeError("points of weight space need their architecture: use Ensemble.at(model, thetas)")
+        models = list(models)
         if not models:
             raise ValueError("an ensemble needs at least one network, got none")
         if mean not in ("probabilities", "logits"):

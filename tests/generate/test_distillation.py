@@ -100,3 +100,31 @@ def test_bad_options(option, said):
 def test_outputs_that_differ_in_shape():
     with pytest.raises(ValueError, match=r"student's outputs have shape \(20, 3\), the teacher's \(20, 4\)"):
         ip.distill(small(), nn.Linear(2, 3), task(20).x)
+
+
+def test_a_regression_is_distilled_by_squared_error():
+    x = square(200)[0]
+    goal = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    student = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+    learned = ip.distill(goal, student, x, epochs=60, rate=1e-2, batch_size=32, divergence="squared_error")
+    with torch.no_grad():
+        away = [float((goal(x) - m(x)).square().mean()) for m in (student, learned)]
+    assert away[1] < 0.02 * away[0]
+    with pytest.raises(ValueError, match="C = 1 have no classes"):
+        ip.distill(goal, student, x)
+
+
+def test_a_last_batch_of_one_row_and_a_student_without_parameters():
+    norm = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    assert not torch.equal(ip.distill(small(), norm, square(17)[0], epochs=1, batch_size=16)[0].weight, norm[0].weight)
+    with pytest.raises(ValueError, match="Flatten, has no trainable parameter"):
+        ip.distill(small(), nn.Flatten(), square(10)[0])
+
+
+def test_of_a_task_with_a_slice_its_outputs_alone():
+    x, y = square(200)
+    learned = ip.distill(small(1), small(2), ip.Task(x, y % 2, outputs=slice(0, 2)), epochs=40, rate=1e-2)
+    with torch.no_grad():
+        own, other = (m(x)[:, :2].softmax(1) for m in (learned, small(1)))
+        assert float((own - other).abs().mean()) < 0.05
+        assert float((learned(x).softmax(1) - small(1)(x).softmax(1)).abs().mean()) > 0.05

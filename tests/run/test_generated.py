@@ -114,11 +114,28 @@ def test_around_a_trained_network_that_a_file_holds(config: Path):
     assert read_json(out / "metrics.json")["given"] is not None
 
 
+def test_several_tasks_are_scored_and_one_without_classes_has_losses(config: Path, tmp_path: Path):
+    tests = {"digits": CONFIG["evaluate"]["digits"], "again": CONFIG["evaluate"]["digits"]}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({**CONFIG, "steps": 2, "evaluate": tests}, sort_keys=False))
+    assert isopath("generate", tmp_path / "two.yaml", "--out", tmp_path / "two") == 0
+    table = read_json(tmp_path / "two" / "metrics.json")["table"]
+    assert table["columns"] == ["networks", "digits accuracy", "again accuracy"]
+    assert all(row[1] == row[2] for row in table["rows"])
+    last = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 12, "out_features": 1}}
+    loss = {"class_path": "Task", "init_args": {"data": DIGITS, "loss": "squared_error"}}
+    tree = {**CONFIG, "steps": 2, "task": loss, "evaluate": {"value": loss}}
+    tree["model"] = {"class_path": "torch.nn.Sequential", "init_args": [*LAYERS[:3], last]}
+    (tmp_path / "loss.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert isopath("generate", tmp_path / "loss.yaml", "--out", tmp_path / "loss") == 0
+    assert read_json(tmp_path / "loss" / "metrics.json")["table"]["columns"] == ["networks", "value loss"]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"diversity": -1}, "diversity must be >= 0"),
         ({"networks": 1}, "networks must be >= 2"),
+        ({"samples": 2}, "samples must be >= 3"),
         ({"start": "model"}, "name its file with weights"),
         ({"start": "anywhere"}, "start must be"),
         ({"task": {"class_path": "Robust", "init_args": {"data": DIGITS}}}, "trained on a Task, got Robust"),

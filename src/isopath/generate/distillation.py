@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from isopath.ensemble import Ensemble
 from isopath.examples import Examples
 from isopath.network import Output, pick
 from isopath.network import _arguments as arguments_of
 from isopath.objectives import Task
 
-Module = TypeVar("Module", bound=nn.Module)
 STEPS = 500  # at least, by default
+Module = TypeVar("Module", bound=nn.Module)
 Augment = Callable[[Any, torch.Generator], Any]
+Divergence = Literal["kl", "squared_error"]
 
 
 def distill(
@@ -30,6 +33,7 @@ def distill(
     batch_size: int = 128,
     labels: float = 0.0,
     augment: Augment | None = None,
+    divergence: Divergence = "kl",
     output: Output = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     seed: int = 0,
@@ -37,111 +41,162 @@ def distill(
     """A network that is trained to give the outputs of another, of an ensemble say; no labels are needed.
 
     Goes down T² KL(softmax(t / T) ‖ softmax(s / T)), t the teacher's logits and s the student's (Hinton, Vinyals & Dean
-    2015, arXiv 1503.02531), with Adam, its rate falling to zero along half a cosine. The student starts from its own
-    weights, so a trained one begins where it stands and a fresh module fresh.
+    2015, arXiv 1503.02531), or ½ ‖t - s‖², with Adam, its rate falling to zero along half a cosine. The student starts
+    from its own weights, so a trained one begins where it stands and a fresh module fresh.
 
     Args:
         teacher: any module, an `Ensemble` say, in eval mode; it is not modified.
         student: any module with outputs of the same shape; it is not modified. It learns in train mode and comes back
             in the modes that it has.
-        data: inputs as a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; or a `Task`, whose inputs are used.
+        data: inputs as a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; or a `Task`, whose inputs are used,
+            and whose slice of the outputs where it has one.
         epochs: passes over the data; 5 by default, or as many as make 500 steps.
-        temperature: T.
+        temperature: T, of `"kl"`.
         rate: of Adam, at its highest.
         batch_size: rows per step.
         labels: share of the cross-entropy with the labels of a `Task` in the loss, in [0, 1].
         augment: new inputs from a batch's, `(inputs, generator) -> inputs`; teacher and student see the same. Without
             it the teacher's outputs are computed once.
-        output: picks the output tensor of either (see `Network`).
+        divergence: `"kl"` of the softmax outputs, or `"squared_error"`, for a regression.
+        output: picks the output tensor of a network (see `Network`); an ensemble has its own.
         optimizer: from the student's parameters; Adam by default.
         seed: of the order of the rows, of what `augment` draws and of dropout.
 
     Raises:
-        ValueError: a number is out of range, or the outputs differ in shape.
-        TypeError: labels are wanted and the data are no task.
+        ValueError: a number is out of range, the outputs differ in shape or have no classes, or nothing can be learned.
+        TypeError: labels are wanted and the data are no task with classes.
+        FloatingPointError: the loss is not finite.
     """
+    _check(epochs, temperature, rate, batch_size, labels, divergence, data)
+    examples = data.examples if isinstance(data, Task) else Examples.of(data, what="the data")
+    part = data.outputs if isinstance(data, Task) and isinstance(data.outputs, slice) else None
+    module = copy.deepcopy(student)
+    learned = [p for p in module.parameters() if p.requires_grad]
+    if not learned:
+        raise ValueError(f"the student, {type(student).__name__}, has no trainable parameter; set requires_grad")
+    modes = [child.training for child in module.modules()]
+    epochs = max(5, math.ceil(STEPS / math.ceil(len(examples) / batch_size))) if epochs is None else epochs
+    device = learned[0].device
+    lesson = _Lesson(
+        teacher=copy.deepcopy(teacher).eval(), student=module, examples=examples, device=device, part=part,
+        temperature=temperature, labels=labels, augment=augment, divergence=divergence, output=output,
+    )  # fmt: skip
+    lesson.prepare(batch_size)
+    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, rate))
+    with _dropout(device, seed), torch.enable_grad():
+        module.train()
+        _learned(lesson, make(learned), epochs, batch_size, seed)
+    for child, training in zip(module.modules(), modes):
+        child.training = training
+    return module
+
+
+def _check(
+    epochs: int | None, temperature: float, rate: float, batch_size: int, labels: float, divergence: str, data: Any
+) -> None:
     if min(1 if epochs is None else epochs, batch_size) < 1:
         raise ValueError(f"epochs and batch_size must be >= 1, got {epochs} and {batch_size}")
     if not (temperature > 0 and rate > 0 and 0 <= labels <= 1):
         raise ValueError(
             f"temperature and rate must be > 0 and labels in [0, 1], got {temperature}, {rate} and {labels}"
         )
-    if labels and not isinstance(data, Task):
-        raise TypeError(f"labels={labels} needs a Task to take them from, got {type(data).__name__}")
-    examples = data.examples if isinstance(data, Task) else Examples.of(data, what="the data")
-    module = copy.deepcopy(student)
-    epochs = max(5, math.ceil(STEPS / math.ceil(len(examples) / batch_size))) if epochs is None else epochs
-    lesson = _Lesson(teacher, module, examples, temperature, labels, augment, output, batch_size)
-    make = optimizer or (lambda parameters: torch.optim.Adam(parameters, rate))
-    modes = [child.training for child in module.modules()]
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())  # of dropout
-        module.train()
-        _learned(lesson, make([p for p in module.parameters() if p.requires_grad]), epochs, seed)
-    for child, training in zip(module.modules(), modes):
-        child.training = training
-    return module
+    if divergence not in ("kl", "squared_error"):
+        raise ValueError(f"divergence must be 'kl' or 'squared_error', got {divergence!r}")
+    if labels and not (isinstance(data, Task) and data.loss == "cross_entropy"):
+        raise TypeError(f"labels={labels} needs a Task with classes to take them from, got {type(data).__name__}")
 
 
-def _learned(lesson: _Lesson, optimizer: torch.optim.Optimizer, epochs: int, seed: int) -> None:
+@contextmanager
+def _dropout(device: torch.device, seed: int) -> Iterator[None]:
+    """Random state of the student's own; the caller's is put back."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            yield
+        return
+    with torch.random.fork_rng([device], device_type=device.type):
+        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+        torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+def _learned(lesson: _Lesson, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int, seed: int) -> None:
     generator, count = torch.Generator().manual_seed(seed), len(lesson.examples)
-    per = math.ceil(count / lesson.batch_size)
     rates = [float(group["lr"]) for group in optimizer.param_groups]
+    total = epochs * len(_batches(torch.arange(count), batch_size))
+    step = 0
     for epoch in range(epochs):
-        order = torch.randperm(count, generator=generator)
-        for k, rows in enumerate(order.split(lesson.batch_size)):
-            share = 0.5 * (1 + math.cos(math.pi * (epoch * per + k) / (epochs * per)))
+        for rows in _batches(torch.randperm(count, generator=generator), batch_size):
+            share = 0.5 * (1 + math.cos(math.pi * step / total))
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * share
             optimizer.zero_grad(set_to_none=True)
             loss = lesson(rows, generator)
             if not bool(loss.isfinite()):
-                raise FloatingPointError(f"the loss is {float(loss)} in epoch {epoch}; lower rate=")
+                raise FloatingPointError(f"the loss is {float(loss.detach())} in epoch {epoch}; lower rate=")
             loss.backward()
             optimizer.step()
+            step += 1
     optimizer.zero_grad(set_to_none=True)
+
+
+def _batches(order: Tensor, size: int) -> Sequence[Tensor]:
+    """Batches of rows; a last one of a single row joins the one before, as batch norm has no variance of one row."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 class _Lesson:
     """The loss of a student on some rows."""
 
     def __init__(
-        self, teacher: nn.Module, student: nn.Module, examples: Examples, temperature: float, labels: float,
-        augment: Augment | None, output: Output, batch_size: int,
+        self, *, teacher: nn.Module, student: nn.Module, examples: Examples, device: torch.device, part: slice | None,
+        temperature: float, labels: float, augment: Augment | None, divergence: str, output: Output,
     ) -> None:  # fmt: skip
-        self.examples, self.temperature, self.labels = examples, temperature, labels
-        self.teacher = copy.deepcopy(teacher).eval()
-        self.student, self.augment, self.output, self.batch_size = student, augment, output, batch_size
-        self.device = next(student.parameters()).device
-        self._known = None if augment else self._outputs()
+        self.teacher, self.student, self.examples, self.device, self.part = teacher, student, examples, device, part
+        self.temperature, self.labels, self.augment, self.divergence = temperature, labels, augment, divergence
+        self.output = output
+        self._known: Tensor | None = None
+
+    def prepare(self, batch_size: int) -> None:
+        """The teacher's outputs on every row, where inputs stay as they are."""
+        if self.augment is None:
+            parts = torch.arange(len(self.examples)).split(batch_size)
+            known = [self._wanted(self.examples.take(rows, self.device)[0]).cpu() for rows in parts]
+            self._known = torch.cat(known)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         inputs, target = self.examples.take(rows, self.device)
         inputs = inputs if self.augment is None else self.augment(inputs, generator)
-        wanted = self._of(self.teacher, inputs) if self._known is None else self._known[rows].to(self.device)
-        y = self._of(self.student, inputs, grad=True)
+        wanted = self._wanted(inputs) if self._known is None else self._known[rows].to(self.device)
+        y = self._of(self.student, inputs)
         if y.shape != wanted.shape:
             raise ValueError(
                 f"the student's outputs have shape {tuple(y.shape)}, the teacher's {tuple(wanted.shape)}; they must be "
                 "equal"
             )
-        loss = self._divergence(y, wanted)
+        loss = self._away(y, wanted)
         if not self.labels:
             return loss
-        given = nn.functional.cross_entropy(y.flatten(0, -2), target.flatten())
+        given = nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1))
         return (1 - self.labels) * loss + self.labels * given
 
-    def _divergence(self, y: Tensor, wanted: Tensor) -> Tensor:
+    def _away(self, y: Tensor, wanted: Tensor) -> Tensor:
+        if self.divergence == "squared_error":
+            return 0.5 * (y - wanted).square().sum(-1).mean()
+        if y.shape[-1] == 1:
+            raise ValueError('outputs of C = 1 have no classes to tell apart; use divergence="squared_error"')
         t = self.temperature
         own, other = (y / t).log_softmax(-1), (wanted / t).log_softmax(-1)
         return t * t * (other.exp() * (other - own)).sum(-1).mean()
 
-    def _of(self, module: nn.Module, inputs: Any, grad: bool = False) -> Tensor:
-        args, kwargs = arguments_of(inputs)
-        with torch.set_grad_enabled(grad):
-            return pick(module(*args, **kwargs), self.output if not hasattr(module, "members") else None)
+    def _wanted(self, inputs: Any) -> Tensor:
+        with torch.no_grad():
+            return self._of(self.teacher, inputs)
 
-    def _outputs(self) -> Tensor:
-        """The teacher's, on every row."""
-        rows = torch.arange(len(self.examples)).split(self.batch_size)
-        return torch.cat([self._of(self.teacher, self.examples.take(part, self.device)[0]).cpu() for part in rows])
+    def _of(self, module: nn.Module, inputs: Any) -> Tensor:
+        args, kwargs = arguments_of(inputs)
+        y = pick(module(*args, **kwargs), None if isinstance(module, Ensemble) else self.output)
+        return y if self.part is None else y[..., self.part]

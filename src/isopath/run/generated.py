@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from isopath.evaluate import evaluate
 from isopath.generate import Generator, Manifold, explore
 from isopath.generate.generation import check_task, finished, training_of
+from isopath.generate.generator import SOFTMAX
 from isopath.generate.settings import Settings
 from isopath.generate.training import Training
 from isopath.objectives import Task
@@ -32,8 +33,6 @@ from isopath.trace.record import about, versions
 
 EVERY = 2.0  # seconds between checkpoints
 SHOWN = 4, 16  # networks and units whose first weights are drawn
-SETTINGS = ("diversity", "schedule", "start", "latent", "code", "width", "trunk", "steps", "networks", "rate",
-            "patience", "permutations", "seed")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,12 @@ class GenerateJob:
         if tree["start"] == "model" and tree["weights"] is None:
             raise ConfigError("start: model begins around a trained network; name its file with weights:")
         check_task(task)
-        return cls(model, task, tests, tree, Settings(**{key: tree[key] for key in SETTINGS}))
+        if tree["samples"] < 3 or tree["chunk"] < 1:
+            raise ConfigError(
+                f"samples must be >= 3 and chunk >= 1, got {tree['samples']} and {tree['chunk']}: the spread of two "
+                "networks has no dimension"
+            )
+        return cls(model, task, tests, tree, Settings(**{field.name: tree[field.name] for field in fields(Settings)}))
 
     def begin(self) -> Training:
         """The training as it starts."""
@@ -153,20 +157,32 @@ def _findings(job: GenerateJob, made: Generator) -> dict[str, Any]:
     }  # fmt: skip
     if not job.tests or made.status == "diverged":
         return found
-    name, test = next(iter(job.tests.items()))
-    seen = explore(made, test, job.tree["samples"], job.tree["seed"] + 1)
-    given = evaluate(job.model, test).accuracy if job.tree["weights"] is not None else None
-    return {**found, "task": name, "manifold": asdict(seen), "given": given, "table": _table(seen, name, given),
-            "reason": _sentence(made, seen, name)}  # fmt: skip
+    seen = {name: explore(made, test, job.tree["samples"], job.tree["seed"] + 1)
+            for name, test in job.tests.items() if test.loss in SOFTMAX}  # fmt: skip
+    if not seen:
+        return {**found, "table": _losses(job, made)}
+    name, first = next(iter(seen.items()))
+    given = {n: evaluate(job.model, job.tests[n]).accuracy for n in seen} if job.tree["weights"] is not None else {}
+    return {**found, "task": name, "manifold": asdict(first), "given": given.get(name), "table": _table(seen, given),
+            "reason": _sentence(made, first, name)}  # fmt: skip
 
 
-def _table(seen: Manifold, task: str, given: float | None) -> dict[str, list[Any]]:
-    columns = ["networks", f"{task} accuracy", "disagreement", "distance"]
-    rows: list[list[Any]] = [] if given is None else [["as given", given, None, None]]
-    rows += [["one sample, on average", sum(seen.accuracy) / len(seen.accuracy), seen.disagreement, seen.distance],
-             ["the best sample", max(seen.accuracy), None, None]]  # fmt: skip
-    rows += [[f"{k} together", value, None, None] for k, value in seen.ensemble.items() if k > 1]
+def _table(seen: Mapping[str, Manifold], given: Mapping[str, float | None]) -> dict[str, list[Any]]:
+    """A column of accuracies for each task."""
+    columns, first = ["networks", *(f"{name} accuracy" for name in seen)], next(iter(seen.values()))
+    rows: list[list[Any]] = [["as given", *(given[name] for name in seen)]] if given else []
+    rows += [["one sample, on average", *(sum(m.accuracy) / len(m.accuracy) for m in seen.values())],
+             ["the best sample", *(max(m.accuracy) for m in seen.values())]]  # fmt: skip
+    rows += [[f"{k} together", *(m.ensemble[k] for m in seen.values())] for k in first.ensemble if k > 1]
     return {"columns": columns, "rows": rows}
+
+
+def _losses(job: GenerateJob, made: Generator) -> dict[str, list[Any]]:
+    """Where no task has classes: the loss of the first samples and of their mean outputs."""
+    networks = {"the first sample": made.models(1)[0], f"{job.tree['samples']} together":
+                made.ensemble(job.tree["samples"], mean="logits")}  # fmt: skip
+    rows = [[label, *(evaluate(m, test).loss for test in job.tests.values())] for label, m in networks.items()]
+    return {"columns": ["networks", *(f"{name} loss" for name in job.tests)], "rows": rows}
 
 
 def _sentence(made: Generator, seen: Manifold, task: str) -> str:
