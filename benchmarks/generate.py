@@ -9,8 +9,8 @@ settings by that of 32 samples together. A generator sees 256 images a step, 32 
 accuracy, best: of single networks; together: of their mean probabilities (20 of the pool, 100 samples), first_ten: of
 ten. distance: mean over pairs after rescaling, shift and permutation are taken out, of 24 networks, in units of a
 network's norm; disagreement: share of images on which two predict differently; dimension: of 100 samples, by their two
-nearest neighbours; kept: share of the ensemble's gain over a single network that one network keeps to which it is
-distilled, from a sample's weights, on the training images without labels, moved by up to two pixels.
+nearest neighbours; kept: share of the gain of 32 samples together over one that a network keeps to which they are
+distilled, from a sample's weights, on the training images without labels.
 
     python -m benchmarks.generate --data DATA
 """
@@ -36,7 +36,7 @@ from isopath.generate.layout import Layout
 from isopath.symmetry.gauge import Gauge
 
 HELD, POOL, SAMPLES, NEAR, TAUGHT_BY = 5000, 20, 100, 24, 32
-METHODS = ["independent", "generator", "distilled", "distilled, moved"]
+METHODS = ["independent", "generator", "distilled"]
 Pair = tuple[Tensor, Tensor]
 Settings = dict[str, Any]
 GATHERED = tuple(f"symmetry/{name}" for name in (
@@ -180,22 +180,16 @@ def wider(factor: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Images moved by up to two pixels each way."""
-    right, down = torch.randint(-2, 3, (2,), generator=generator).tolist()
-    return F.pad(x, (2 + right, 2 - right, 2 + down, 2 - down))[..., 2:-2, 2:-2]
-
-
 def distilled(
-    args: Any, name: str, base: Settings, seed: int, settings: Settings, held: bool, turn: bool
+    args: Any, name: str, base: Settings, seed: int, settings: Settings, held: bool
 ) -> dict[str, Any]:
     """One network for many: the share of their gain that it keeps."""
     train, test = images(args.data, name, held)
     generator = made(args, name, base, seed, held)
     models = generator.models(TAUGHT_BY)
     found = scores(models, test)
-    student = ip.distill(generator.ensemble(TAUGHT_BY), models[0], train[0], seed=seed, epochs=10, batch_size=64,
-                         augment=moved if turn else None, **settings)  # fmt: skip
+    ensemble = generator.ensemble(TAUGHT_BY)
+    student = ip.distill(ensemble, models[0], train[0], seed=seed, epochs=10, batch_size=64, **settings)
     accuracy = 100 * _right(student, test)
     return {"single": found["accuracy"], "together": found["together"], "accuracy": accuracy,
             "kept": (accuracy - found["accuracy"]) / (found["together"] - found["accuracy"])}  # fmt: skip
@@ -233,7 +227,7 @@ def measured(args: Any, name: str) -> list[dict[str, Any] | None]:
         best = grid("independent", ALONE, lambda one: independent(args, name, one, True), "accuracy", GROUND)
         if best:
             rows.append(run(place, "independent", 0, best, args, partial(independent, args, name, best, False), GROUND))
-    if not {"generator", "distilled", "distilled, moved"} & set(methods):
+    if not {"generator", "distilled"} & set(methods):
         return rows
     base = grid("generator", GENERATED, lambda one: generated(args, name, one, 0, True), "together", OURS)
     for seed in args.seeds if base else ():
@@ -242,8 +236,8 @@ def measured(args: Any, name: str) -> list[dict[str, Any] | None]:
             work = partial(generated, args, name, base, seed, False)
             rows.append(run(place, "generator", seed, base, args, work, OURS))
         for method in [m for m in methods if m.startswith("distilled")]:
-            settings, turn = {"temperature": 4.0, "rate": 1e-3}, method.endswith("moved")
-            work = partial(distilled, args, name, base, seed, settings, False, turn)
+            settings = {"temperature": 4.0, "rate": 1e-3}
+            work = partial(distilled, args, name, base, seed, settings, False)
             rows.append(run(place, method, seed, {**base, **settings}, args, work, TAUGHT))
     return rows
 
