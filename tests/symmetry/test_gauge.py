@@ -1,5 +1,6 @@
 """The gauge: equal networks get one point, and no function changes on the way."""
 
+from functools import cache
 from itertools import pairwise
 
 import pytest
@@ -18,6 +19,7 @@ COUPLED = ("concat and residual", "a layer used twice")  # units whose norms dep
 SCALED = [name for name in CASES if CASES[name].scalings]
 
 
+@cache
 def ground(name):
     model, example = built(name)
     network = Network(model.double())
