@@ -1,4 +1,4 @@
-"""A run from a config file, and its resumption, as `connect` and `pack` have them."""
+"""A run from a config file, and its resumption, as `connect`, `pack` and `generate` have them."""
 
 from __future__ import annotations
 
