@@ -16,6 +16,7 @@ import isopath as ip
 from isopath.run.config import ConfigError, dumped, read, resolve
 from isopath.run.data import Data
 from isopath.run.data import digits as read_digits
+from isopath.run.generated import GenerateJob
 from isopath.run.hints import fits
 from isopath.run.job import Job, architecture
 from isopath.run.packed import PackJob
@@ -144,6 +145,10 @@ def test_every_shipped_config_resolves() -> None:
             tree = resolve(given, "pack")
             assert resolve(tree, "pack") == tree
             assert list(PackJob.of(tree).tasks) == ["digits 0-4", "digits 5-9", "all digits"]
+        elif "task" in given:
+            tree = resolve(given, "generate")
+            assert resolve(tree, "generate") == tree
+            assert GenerateJob.of(tree).settings.steps == 400
         else:
             assert isinstance(Job.of({**resolve(given), "weights": None}).arguments["model"], nn.Module)
 
