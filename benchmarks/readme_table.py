@@ -107,7 +107,7 @@ def main() -> None:
         ends = values(f"curves/{protocol}", f"aligned-{steps}", "ends")
         print(f"| {what} | {spread(ends)} | {spread(low[0])} | {spread(low[1])} |")
     what = "MNIST, average over all tasks at the end, three seeds (CIFAR-10: two), % (forgetting)"
-    tasks = {name: head for name, head in TASKS.items() if values(f"continual/{name}", "joint", "average")}
+    tasks = {name: head for name, head in TASKS.items() if values(f"continual/{name}", "isopath*", "average")}
     print(f"\n| {what} | {' | '.join(tasks.values())} |")
     print("|---" * (len(tasks) + 1) + "|")
     for method in CONTINUAL:
