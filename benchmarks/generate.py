@@ -33,6 +33,7 @@ from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
 from benchmarks.methods import cached, fitted
 from isopath.generate import intrinsic_dimension, participation
 from isopath.generate.layout import Layout
+from isopath.robustness.comparison import agreeing
 from isopath.symmetry.gauge import Gauge
 
 HELD, POOL, SAMPLES, NEAR, TAUGHT_BY = 5000, 20, 100, 24, 32
@@ -98,12 +99,11 @@ def scores(models: list[nn.Module], test: Pair) -> dict[str, Any]:
         classes.append(found.argmax(1))
         sums.append(found + sums[-1] if sums else found)
     right = [100 * float((c == y).float().mean()) for c in classes]
-    votes = F.one_hot(torch.stack(classes), 10).sum(0).double()
     count = len(models)
-    agreeing = (votes * (votes - 1)).sum(1) / (count * (count - 1))
+    same = agreeing(F.one_hot(torch.stack(classes), 10)).mean() / (count * (count - 1) / 2)
     together = {k: 100 * float((sums[k - 1].argmax(1) == y).float().mean()) for k in (10, 32, count) if k <= count}
     return {"accuracy": sum(right) / count, "best": max(right), "worst": min(right), "together": together[count],
-            "first_ten": together[10], "disagreement": 100 * float(1 - agreeing.mean()), "curve": together}  # fmt: skip
+            "first_ten": together[10], "disagreement": 100 * float(1 - same), "curve": together}  # fmt: skip
 
 
 def spread(models: list[nn.Module], x: Tensor) -> dict[str, Any]:
@@ -204,9 +204,11 @@ def main() -> None:
         rows = measured(args, name)
         columns = ["accuracy", "best", "first_ten", "together", "disagreement", "distance", "dimension", "axes",
                    "evaluations"]  # fmt: skip
-        texts.append(f"{name}\n\n{table([r for r in rows if r and 'best' in r], columns, '{:.4g}')}")
-        taught = [r for r in rows if r and "kept" in r]
-        texts.append(table(taught, ["single", "together", "accuracy", "kept"], "{:.4g}"))
+        sampled, taught = ([r for r in rows if r and key in r] for key in ("best", "kept"))
+        if sampled:
+            texts.append(f"{name}\n\n{table(sampled, columns, '{:.4g}')}")
+        if taught:
+            texts.append(table(taught, ["single", "together", "accuracy", "kept"], "{:.4g}"))
     if not args.only and not args.methods:
         (RESULTS / "generate.md").write_text("\n\n".join(texts) + "\n")
     print("\n\n".join(texts))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import isopath as ip
-from isopath.run import connection
+from isopath.run import checkpointed
 from isopath.run.data import digits
 from isopath.storage import load_tensors, read_json, read_lines
 from runs import CONFIG, DIGITS, isopath
@@ -99,8 +99,8 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
     config: Path, run: Path, after: int, monkeypatch: pytest.MonkeyPatch
 ):
     broken = config.parent / f"broken-{after}"
-    monkeypatch.setattr(connection, "EVERY", 0.0)
-    genuine, count = connection.append_line, 0
+    monkeypatch.setattr(checkpointed, "EVERY", 0.0)
+    genuine, count = checkpointed.append_line, 0
 
     def stopping(path: Path, row: object) -> None:
         nonlocal count
@@ -109,10 +109,10 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
         if count > after:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(connection, "append_line", stopping)
+    monkeypatch.setattr(checkpointed, "append_line", stopping)
     assert isopath("connect", config, "--out", broken) == 130
     assert not (broken / "metrics.json").exists()
-    monkeypatch.setattr(connection, "append_line", genuine)
+    monkeypatch.setattr(checkpointed, "append_line", genuine)
     assert isopath("resume", broken) == 0
     for k in range(3):
         name = f"points/{k:03d}.safetensors"

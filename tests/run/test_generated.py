@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 import isopath as ip
-from isopath.run import generated
+from isopath.run import checkpointed
 from isopath.run.data import digits
 from isopath.storage import read_json, read_lines
 from runs import DIGITS, isopath
@@ -81,7 +81,7 @@ def test_the_page_draws_what_was_found(run: Path, capsys: pytest.CaptureFixture[
 def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
     config: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    broken, genuine, written = config.parent / "broken", generated.append_line, []
+    broken, genuine, written = config.parent / "broken", checkpointed.append_line, []
 
     def stopping(path: Path, row: object) -> None:
         written.append(row)
@@ -89,11 +89,11 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_where_the_unbroken_one_does(
         if len(written) == 25:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(generated, "append_line", stopping)
-    monkeypatch.setattr(generated, "EVERY", 0.0)  # a checkpoint at every step
+    monkeypatch.setattr(checkpointed, "append_line", stopping)
+    monkeypatch.setattr(checkpointed, "EVERY", 0.0)  # a checkpoint at every step
     assert isopath("generate", config, "--out", broken) == 130
     assert not (broken / "metrics.json").exists()
-    monkeypatch.setattr(generated, "append_line", genuine)
+    monkeypatch.setattr(checkpointed, "append_line", genuine)
     assert isopath("resume", broken) == 0
     one, two = (ip.Generator.load(folder / "generator.safetensors", model()) for folder in (broken, run))
     assert torch.equal(one.sample(4), two.sample(4))

@@ -11,6 +11,7 @@ from isopath.generate.entropy import intrinsic_dimension, participation
 from isopath.generate.family import Family
 from isopath.generate.generator import SOFTMAX, Generator, gauge_of
 from isopath.objectives import Task
+from isopath.robustness.comparison import agreeing
 from isopath.symmetry import Symmetries
 
 PAIRS, GRID = 4, 9  # latents that are walked between, points on each walk
@@ -80,7 +81,7 @@ def explore(
     points, distances = _spread(generator, thetas, task, symmetries)
     probabilities = y.softmax(-1).flatten(1)
     return Manifold(
-        _accuracies(y, target), _together(y, target), _disagreement(y),
+        _accuracies(y, target), _together(y, target), 1 - float(agreeing(y).mean()) / (count * (count - 1) / 2),
         float(distances.sum() / (len(distances) * (len(distances) - 1))), intrinsic_dimension(distances),
         _shares(points), _shares(probabilities), (participation(points), participation(probabilities)),
         _walks(generator, family, task, seed),
@@ -107,14 +108,6 @@ def _together(y: Tensor, target: Tensor) -> dict[int, float]:
     sums = y.softmax(-1).cumsum(0)
     counts = sorted({*(2**k for k in range(len(y).bit_length())), len(y)})
     return {k: _accuracies(sums[k - 1 : k], target)[0] for k in counts if k <= len(y)}
-
-
-def _disagreement(y: Tensor) -> float:
-    """Mean over pairs of the share of rows, from the count of each class in a row: no pass over pairs."""
-    n = len(y)
-    votes = torch.nn.functional.one_hot(y.argmax(-1), y.shape[-1]).sum(0).double()
-    agreeing = (votes * (votes - 1)).sum(-1) / (n * (n - 1))
-    return float(1 - agreeing.mean())
 
 
 def _spread(

@@ -180,8 +180,7 @@ class _Sums:
             )
         y = torch.stack(list(outputs))
         self.rows += y.shape[1]
-        votes = nn.functional.one_hot(y.argmax(-1), y.shape[-1]).sum(0).double()
-        self.equal += float((votes * (votes - 1)).sum() / 2)
+        self.equal += float(agreeing(y).sum())
         logs = y.log_softmax(-1)
         p = logs.exp()
         # Σ over ordered pairs of KL(pₐ‖p_b) = M Σₐ pₐ log pₐ − (Σₐ pₐ)(Σ_b log p_b): no pair is formed
@@ -218,6 +217,12 @@ class _Sums:
             _ratio(self.largest, self.met) if self.graded else None,
             {name: _distance(product) for name, product in self.products.items()},
         )
+
+
+def agreeing(y: Tensor) -> Tensor:
+    """How many unordered pairs of networks predict one class in each row, `(M, N, C) -> (N,)`; no pair is formed."""
+    votes = nn.functional.one_hot(y.argmax(-1), y.shape[-1]).sum(0).double()
+    return (votes * (votes - 1)).sum(-1) / 2
 
 
 def _ratio(total: float, count: float) -> float:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from isopath.connect import Curve, Profile, along, plane
@@ -21,6 +19,7 @@ from isopath.connect.curve import begin
 from isopath.connect.training import Training
 from isopath.objectives import Task
 from isopath.run import report
+from isopath.run.checkpointed import trained
 from isopath.run.config import Tree, inside
 from isopath.run.data import Data
 from isopath.run.folder import described
@@ -28,18 +27,10 @@ from isopath.run.job import architecture, built, device_of, load, summed
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
 from isopath.run.started import resumed, started
-from isopath.storage import (
-    append_line,
-    load_tensors,
-    read_lines,
-    rewrite_lines,
-    save_tensors,
-    write_json,
-)
+from isopath.storage import write_json
 from isopath.symmetry import Permutation, align
 from isopath.trace.record import about, versions
 
-EVERY = 2.0  # seconds between checkpoints
 PLANE_ROWS = 1000  # of the task that the plane is scored on
 OPTIONS = ("curve", "bends", "steps", "rate", "sampling", "trainable", "seed")
 
@@ -132,7 +123,7 @@ def _run(job: Connection, run: Path) -> Path:
         permutation.save(run / "permutation.safetensors")
         console.print(str(permutation).splitlines()[0], soft_wrap=True)
     if training is not None:
-        curve = replace(curve, history=_trained(training, run, console))
+        curve = replace(curve, history=trained(training, training.steps, run, console, "curve"))
     if not (run / "curve.json").exists():
         curve.save(run)
     metrics = _findings(job, curve, permutation)
@@ -146,30 +137,6 @@ def _digest(curve: Curve) -> str:
     """Of both ends, the second as it is permuted."""
     ends = torch.stack([curve(0), curve(1)]).cpu().contiguous().view(torch.uint8)
     return hashlib.sha256(ends.numpy().tobytes()).hexdigest()[:16]
-
-
-def _trained(training: Training, run: Path, console: Console) -> list[dict[str, float]]:
-    """Trains from the checkpoint on, if there is one, and keeps the history and a checkpoint as it goes."""
-    checkpoint, history = run / "checkpoint.safetensors", run / "history.jsonl"
-    if checkpoint.exists():
-        training.restore(load_tensors(checkpoint)[0])
-    rows, _ = read_lines(history)
-    rewrite_lines(history, rows[: training.step])
-    saved, left = time.perf_counter(), training.steps - training.step
-    for row in _shown(training, left, console):
-        append_line(history, row)
-        if time.perf_counter() - saved > EVERY:
-            save_tensors(checkpoint, training.state())
-            saved = time.perf_counter()
-    save_tensors(checkpoint, training.state())
-    return read_lines(history)[0]
-
-
-def _shown(training: Training, left: int, console: Console) -> Iterator[dict[str, float]]:
-    if not console.is_terminal:
-        yield from training
-    else:
-        yield from track(islice(training, left), "training the curve", total=left, console=console, transient=True)
 
 
 # --- what was found -------------------------------------------------------------------------------------------------

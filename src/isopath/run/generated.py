@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from isopath.evaluate import evaluate
@@ -22,16 +20,16 @@ from isopath.generate.settings import Settings
 from isopath.generate.training import Training
 from isopath.objectives import Task
 from isopath.run import report
+from isopath.run.checkpointed import trained
 from isopath.run.config import Tree, inside
 from isopath.run.folder import described
 from isopath.run.job import architecture, built, device_of, load, summed
 from isopath.run.names import ConfigError
 from isopath.run.printed import print_table
 from isopath.run.started import resumed, started
-from isopath.storage import append_line, load_tensors, read_lines, rewrite_lines, save_tensors, write_json
+from isopath.storage import write_json
 from isopath.trace.record import about, versions
 
-EVERY = 2.0  # seconds between checkpoints
 SHOWN = 4, 16  # networks and units whose first weights are drawn
 
 
@@ -110,7 +108,7 @@ def _run(job: GenerateJob, run: Path) -> Path:
         write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
     elif described(run).get("parameters") != about(training.family.network).get("parameters"):
         raise ConfigError(f"the model that {run / 'config.yaml'} makes now is not the one that the run started with")
-    history = _trained(training, run, console)
+    history = trained(training, training.settings.steps, run, console, "generator")
     made = finished(training, history)
     made.save(run / "generator.safetensors")
     metrics = _findings(job, made)
@@ -118,30 +116,6 @@ def _run(job: GenerateJob, run: Path) -> Path:
     page = report.write(run)
     print_table(metrics, console, metrics["reason"])
     return page
-
-
-def _trained(training: Training, run: Path, console: Console) -> list[dict[str, float]]:
-    """Trains from the checkpoint on, if there is one, and keeps the history and a checkpoint as it goes."""
-    checkpoint, history = run / "checkpoint.safetensors", run / "history.jsonl"
-    if checkpoint.exists():
-        training.restore(load_tensors(checkpoint)[0])
-    rows, _ = read_lines(history)
-    rewrite_lines(history, rows[: training.step])
-    saved, left = time.perf_counter(), training.settings.steps - training.step
-    for row in _shown(training, left, console):
-        append_line(history, row)
-        if time.perf_counter() - saved > EVERY:
-            save_tensors(checkpoint, training.state())
-            saved = time.perf_counter()
-    save_tensors(checkpoint, training.state())
-    return read_lines(history)[0]
-
-
-def _shown(training: Training, left: int, console: Console) -> Iterator[dict[str, float]]:
-    if not console.is_terminal:
-        yield from training
-    else:
-        yield from track(islice(training, left), "training the generator", total=left, console=console, transient=True)
 
 
 # --- what was found -------------------------------------------------------------------------------------------------
