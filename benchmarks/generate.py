@@ -2,9 +2,9 @@
 
 The target has 20,018 weights (two 5 x 5 convolutions with 32 and 16 channels and pooling, two linear layers of 8 and 10
 units; Deutsch, Nijkamp & Yang 2019, arXiv 1905.02898). One pool of 20 independently trained networks (Adam, rate along
-half a cosine, 5 epochs) stands for all seeds. Rates, and the generator's diversity, are chosen on 5,000 held-out
-training images with seed 0 from the grids of this file: the rate of one network by its accuracy, the generator's
-settings by that of 32 samples together. A generator sees 256 images a step, 32 for each of 8 networks.
+half a cosine, 5 epochs) stands for all seeds. The rate of one network, by its accuracy, and the generator's diversity,
+by that of 32 samples together, are chosen on 5,000 held-out training images with seed 0 from the grids of this file. A
+generator sees 256 images a step, 32 for each of 8 networks.
 
 accuracy, best: of single networks; together: of their mean probabilities (20 of the pool, 100 samples), first_ten: of
 ten. distance: mean over pairs after rescaling, shift and permutation are taken out, of 24 networks, in units of a
