@@ -24,6 +24,17 @@ def tiny_ten() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
+def vgg() -> nn.Module:
+    """Six 3 x 3 convolutions with batch norm, 16 to 128 channels, and a linear layer, for 16 x 16 pixels: 253,000."""
+    layers: list[nn.Module] = []
+    before = 3
+    for k, width in enumerate((16, 16, 32, 64, 128, 128)):
+        layers += [nn.Conv2d(before, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if k % 2 else []
+        before = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * before, 10))
+
+
 class Residual(nn.Module):
     """Two 3 x 3 convolutions with batch norm, and a shortcut: the identity, or a 1 x 1 convolution with batch norm."""
 

@@ -155,9 +155,10 @@ def gradual(model: nn.Module, x: Tensor, y: Tensor | None, fraction: float, rate
             damping: float = 0.0) -> float:  # fmt: skip
     """Weights out a few at a time and training between, in place; the gradient evaluations spent.
 
-    Labels `y` or, where there are none, the model's own outputs at the start are the targets.
+    Labels `y` or, where there are none, the model's own outputs at the start are the targets. Batch norm takes the
+    statistics of its batches in the steps, and leaves what it gathered.
     """
-    target = outputs(model, x) if y is None else y
+    target = outputs(model.eval(), x) if y is None else y
     target = target if logits or y is not None else target.softmax(1)
     generator, size = torch.Generator().manual_seed(seed), min(SIZE, len(x))
     spent = len(x) / 3 if y is None else 0.0
@@ -175,13 +176,15 @@ def gradual(model: nn.Module, x: Tensor, y: Tensor | None, fraction: float, rate
                 cut(model, kept)
             else:
                 some = x[torch.randperm(len(x), generator=generator)[:ROWS]]
-                kept = surgeons.operated(surgeon(model, some, damping, generator), kept, goal)
+                kept = surgeons.operated(surgeon(model.eval(), some, damping, generator), kept, goal)
+        model.train()
         optimizer.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * k / total)) * min(1.0, (k + 1) / 50)
         rows = order[k % per * size :][:size]
         optimizer.zero_grad()
         (F.mse_loss if logits else F.cross_entropy)(model(x[rows]), target[rows]).backward()
         optimizer.step()
         cut(model, kept)
+    model.eval()
     return total * size + spent
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,32 +77,44 @@ class KFAC(Magnitude):
     def __init__(self, model: nn.Module, x: Tensor, damping: float, generator: torch.Generator) -> None:
         super().__init__(model, x, damping, generator)
         self.inverses, inputs, outputs = [], [], []
-        h = x
-        for layer in model:  # type: ignore[union-attr]
-            if isinstance(layer, nn.Linear):
-                inputs.append(h.detach())
-                h = layer(h)
-                h.retain_grad()
-                outputs.append(h)
-            else:
-                h = layer(h)
+
+        def seen(layer: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+            out.retain_grad()
+            inputs.append(_read(layer, args[0].detach()))
+            outputs.append(out)
+
+        layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        handles = [layer.register_forward_hook(seen) for layer in layers]
+        h = model(x)
+        for handle in handles:
+            handle.remove()
         y = torch.multinomial(h.detach().softmax(1), 1, generator=generator).squeeze(1)
         F.cross_entropy(h, y, reduction="sum").backward()
         for a, out in zip(inputs, outputs):
             assert out.grad is not None
-            factors = [v.double().T @ v.double() / len(x) for v in (a, out.grad)]
+            given = out.grad.movedim(1, -1).flatten(0, -2)
+            # summed over places: as if what reads and what it gives were independent of the place
+            factors = [a.double().T @ a.double() / len(a), given.double().T @ given.double() / len(x)]
             scale = (factors[0].trace() / len(factors[0]) / (factors[1].trace() / len(factors[1]))).sqrt()
             parts = (damping**0.5 * scale, damping**0.5 / scale)
             self.inverses.append([torch.linalg.inv(f + part * torch.eye(len(f))) for f, part in zip(factors, parts)])
         model.zero_grad()
 
     def costs(self) -> list[Tensor]:
-        return [p.detach().double().square() / (2 * b.diagonal()[:, None] * a.diagonal())
+        return [p.detach().double().square() / (2 * b.diagonal()[:, None] * a.diagonal()).view_as(p)
                 for p, (a, b) in zip(weights(self.model), self.inverses)]  # fmt: skip
 
     def moves(self, gone: list[Tensor]) -> list[Tensor]:
-        return [(-b @ (p.detach() * m / (b.diagonal()[:, None] * a.diagonal())) @ a).to(p)
+        return [(-b @ ((p.detach() * m).flatten(1) / (b.diagonal()[:, None] * a.diagonal())) @ a).to(p).view_as(p)
                 for p, m, (a, b) in zip(weights(self.model), gone, self.inverses)]  # fmt: skip
+
+
+def _read(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a row of the layer's weights is multiplied by, at every place, `(N·places, inputs)`."""
+    if isinstance(layer, nn.Conv2d):
+        sizes: Any = (layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        x = F.unfold(x, *sizes).movedim(1, -1)
+    return x.flatten(0, -2)
 
 
 class WoodFisher(Magnitude):

@@ -1,0 +1,228 @@
+"""A small VGG and a small ResNet on CIFAR-10, sparse in single weights or in whole channels.
+
+Images are averaged over 2 x 2 pixels, what two cores allow, and a JPEG copy. 45,000 training images are the reference;
+on the other 5,000 settings are chosen, with seed 0. From one trained network per seed (SGD with Nesterov's momentum, 12
+epochs, no augmentation) each method may spend the same gradient evaluations, six passes over the reference; what it
+spent is in the row. Only the lines that say so, and HSPG, read labels.
+
+unstructured: the methods of `benchmarks/sparsity.py`, chosen at 95 %; batch norm takes the statistics of its batches
+in the steps of the baselines, and ours, whose steps leave its running statistics alone, estimates them anew at the end
+if that is better held out.
+
+channels: HSPG (half-space stochastic projected gradient, `benchmarks/hspg.py`) against `ip.Sparsity` in channels, both
+compacted. Of the settings whose compact network takes at most 1 / 2 (1 / 4) of the operations the most accurate is
+chosen. "operations" and "faster" are ratios, dense to compact; time is that of 256 images in one run.
+
+    python -m benchmarks.cifar_sparsity --data DATA
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import isopath as ip
+from benchmarks.connect import Protocol, loaded, trained
+from benchmarks.harness import GROUND, JOINED, RESULTS, arguments, chosen, run, table
+from benchmarks.hspg import hspg
+from benchmarks.methods import Pair
+from benchmarks.networks import resnet20, vgg
+from benchmarks.sparsity import OURS, SIZE, SURGEONS, Settings, cut, gradual, masks, rates, stepped, weights
+from isopath.connect import reestimated
+from isopath.trace import NaturalGradient, Recovery
+
+HELD, PASSES, STEPS = 5000, 6, 50
+UNITS = (*JOINED, "symmetry/units", "symmetry/compaction", "symmetry/trial")
+
+
+@dataclass(frozen=True)
+class Study:
+    """One network, and what is asked of it.
+
+    Args:
+        build: the network.
+        methods: and the grid of each.
+        fractions: of the weights that go, the one settings are chosen at first.
+    """
+
+    build: Callable[[], nn.Module]
+    methods: dict[str, list[Settings]]
+    fractions: tuple[float, ...] = ()
+
+
+def ours(*grid: float) -> list[Settings]:
+    """With statistics estimated anew, or not."""
+    return [{"rate": rate, "anew": anew} for rate in grid for anew in (False, True)]
+
+
+SURGERY = [{"rate": 4e-3, "damping": damping} for damping in (1e-5, 1e-3)]
+METHODS = {
+    "one-shot": rates(0.0), "gradual, distilled": rates(2e-3, 4e-3, 8e-3), "gradual, labels": rates(2e-3, 4e-3, 8e-3),
+    "isopath, magnitude": ours(2e-3, 4e-3), "isopath, metric": ours(2e-3, 4e-3),
+    **dict.fromkeys(SURGEONS, SURGERY),
+    "normalised steps": [{"rate": rate, "weight": 10.0} for rate in (0.03, 0.1)],
+}  # fmt: skip
+STUDIES = {
+    "vgg": Study(vgg, METHODS, (0.95, 0.9, 0.98)),
+    "resnet": Study(partial(resnet20, 8), METHODS, (0.95, 0.9, 0.98)),
+}
+SLIMMED: dict[str, list[Settings]] = {
+    "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.003, 0.01, 0.02, 0.04)],
+    "isopath, magnitude": [{"rate": 4e-3, "fraction": f, "anew": True} for f in (0.5, 0.65, 0.8, 0.9)],
+    "isopath, metric": [{"rate": 4e-3, "fraction": f, "anew": True} for f in (0.5, 0.65, 0.8, 0.9)],
+}
+
+
+@cache
+def images(root: Path) -> tuple[Pair, Pair, Pair]:
+    """Reference, held-out and test images, with labels."""
+    (x, y), (x_test, y_test) = (loaded(root, "cifar16", train) for train in (True, False))
+    x, x_test = (t.contiguous(memory_format=torch.channels_last) for t in (x, x_test))
+    return (x[:-HELD], y[:-HELD]), (x[-HELD:], y[-HELD:]), (x_test, y_test)
+
+
+def network(root: Path, name: str, seed: int) -> nn.Module:
+    """The dense network, cached."""
+    protocol = Protocol(STUDIES[name].build, "cifar16", 12, "sgd", 0.1, 5e-4)
+    return trained(f"cifar_sparsity-{name}", protocol, seed, images(root)[0])
+
+
+def accuracy(model: nn.Module, data: Pair) -> float:
+    """Percent."""
+    return 100 * float(ip.evaluate(model, ip.Task(*data, batch_size=1000)).accuracy or 0)
+
+
+def traced(model: nn.Module, x: torch.Tensor, objective: ip.Sparsity, settings: Settings, seed: int) -> Any:
+    """Ours: the sparse network and the gradient evaluations spent."""
+    rounds, budget = PASSES * len(x) // (STEPS * SIZE), PASSES * len(x)
+    recovery, direction = Recovery(STEPS, SIZE, settings["rate"]), NaturalGradient(options={"samples": 1})
+    *_, last = ip.steps(model, ip.Reference(x, split=0.9, batch_size=1000), objective, 1.0, rounds, seed,
+                        max_evaluations=budget, corrector=recovery, direction=direction)  # fmt: skip
+    sparse = last.model()
+    return (reestimated(sparse, x[:5000]) if settings["anew"] else sparse), last.evaluations
+
+
+def pruned(root: Path, name: str, method: str, settings: Settings, fraction: float, seed: int,
+           held: bool) -> dict[str, Any]:  # fmt: skip
+    """Single weights: accuracy before and after, and what it cost."""
+    (x, y), *others = images(root)
+    model, data = network(root, name, seed), others[0 if held else 1]
+    sparse, spent, budget, rate = copy.deepcopy(model), 0.0, PASSES * len(x), settings["rate"]
+    if method == "one-shot":
+        cut(sparse, masks(sparse, fraction))
+    elif method == "normalised steps":
+        spent = stepped(sparse, x, fraction, rate, settings["weight"], budget, seed)
+    elif method.startswith("isopath"):
+        objective = ip.Sparsity(fraction, score="metric" if method.endswith("metric") else "magnitude")
+        sparse, spent = traced(model, x, objective, settings, seed)
+    else:
+        spent = gradual(sparse, x, y if method.endswith("labels") else None, fraction, rate, budget, seed, False,
+                        SURGEONS.get(method), settings.get("damping", 0.0))  # fmt: skip
+    zero = sum(int((p == 0).sum()) for p in weights(sparse)) / sum(p.numel() for p in weights(sparse))
+    before, after = accuracy(model, data), accuracy(sparse, data)
+    return {"dense": before, "accuracy": after, "lost": before - after, "zero": zero, "evaluations": spent}
+
+
+def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
+    """Channels of the VGG: accuracy and cost of the compact network beside the dense one's."""
+    (x, y), *others = images(root)
+    model, data = network(root, "vgg", seed), others[0 if held else 1]
+    if method == "HSPG":
+        sparse = copy.deepcopy(model)
+        spent = hspg(sparse, x, y, settings["rate"], settings["weight"], PASSES * len(x), seed)
+    else:
+        score = "metric" if method.endswith("metric") else "magnitude"
+        objective = ip.Sparsity(settings["fraction"], pattern="channels", score=score)  # type: ignore[arg-type]
+        sparse, spent = traced(model, x, objective, settings, seed)
+    small = ip.compact(sparse, x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with torch.no_grad():
+        apart = float((small(x[:256]) - sparse(x[:256])).abs().max())
+    costs = [ip.footprint(m, x[:256]) for m in (model, small)]
+    before, after = accuracy(model, data), accuracy(small, data)
+    return {"dense": before, "accuracy": after, "lost": before - after, "operations": costs[0].flops / costs[1].flops,
+            "faster": costs[0].seconds / costs[1].seconds, "parameters": costs[1].parameters,
+            "smaller": costs[0].parameters / costs[1].parameters, "compacted_apart": apart,
+            "evaluations": spent}  # fmt: skip
+
+
+def _ran(method: str, units: bool = False) -> tuple[str, ...]:
+    found = (*OURS, "connect/statistics") if method.startswith("isopath") else GROUND
+    return tuple(dict.fromkeys((*found, *(UNITS if units else ()))))
+
+
+def unstructured(args: Any, name: str) -> list[str]:
+    """What is missing of one network, and its tables."""
+    study, texts = STUDIES[name], []
+    methods = [m for m in study.methods if not args.methods or m in args.methods.split(";")]
+    settled: dict[str, Settings | None] = {}
+    for method in methods:
+
+        def tried(k: int, settings: Settings, method: str = method) -> dict[str, Any] | None:
+            work = partial(pruned, args.data, name, method, settings, study.fractions[0], 0, True)
+            label = " ".join([method, *(f"{value:g}" for value in settings.values())])
+            return run(f"cifar_sparsity/{name}/grid", label, 0, settings, args, work, _ran(method))
+
+        settled[method] = chosen(study.methods[method], tried, "accuracy")
+    for fraction in study.fractions:
+        rows = []
+        for method, settings in settled.items():
+            for seed in args.seeds[:2] if settings is not None else ():
+                work = partial(pruned, args.data, name, method, settings, fraction, seed, False)
+                place = f"cifar_sparsity/{name}/{100 * fraction:g}"
+                rows.append(run(place, method, seed, settings or {}, args, work, _ran(method)))
+        if any(rows):
+            text = table(rows, ["dense", "accuracy", "lost", "evaluations"], "{:.4g}")
+            texts.append(f"{name}, {100 * fraction:g} % of the weights zero\n\n{text}")
+    return texts
+
+
+def channels(args: Any) -> list[str]:
+    """What is missing of the channels, and their tables."""
+    found: dict[str, list[tuple[Settings, Any]]] = {}
+    for method, grid in SLIMMED.items():
+        if args.methods and method not in args.methods.split(";"):
+            continue
+        found[method] = []
+        for settings in grid:
+            work = partial(slimmed, args.data, method, settings, 0, True)
+            label = " ".join([method, *(f"{value:g}" for value in settings.values())])
+            row = run("cifar_sparsity/channels/grid", label, 0, settings, args, work, _ran(method, True))
+            found[method] += [(settings, row)] if row else []
+    texts = []
+    for least in (2, 4):
+        rows = []
+        for method, tried in found.items():
+            enough = [(row["accuracy"], k) for k, (_, row) in enumerate(tried) if row["operations"] >= least]
+            settings = tried[max(enough)[1]][0] if enough else None
+            for seed in args.seeds[:2] if settings is not None else ():
+                work = partial(slimmed, args.data, method, settings, seed, False)
+                place = f"cifar_sparsity/channels/{least}"
+                rows.append(run(place, method, seed, settings or {}, args, work, _ran(method, True)))
+        if any(rows):
+            columns = ["dense", "accuracy", "lost", "operations", "faster", "smaller", "evaluations"]
+            texts.append(f"channels, at least {least} times fewer operations\n\n" + table(rows, columns, "{:.4g}"))
+    return texts
+
+
+def main() -> None:
+    """Runs what is missing and prints the tables."""
+    args, texts = arguments(__doc__ or "", methods=""), []
+    if not args.only or "channels" in args.only:
+        texts += channels(args)
+    for name in STUDIES:
+        if not args.only or name in args.only:
+            texts += unstructured(args, name)
+    if not args.only and not args.methods:
+        (RESULTS / "cifar_sparsity.md").write_text("\n\n".join(texts) + "\n")
+    print("\n\n".join(texts))
+
+
+if __name__ == "__main__":
+    main()
