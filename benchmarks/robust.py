@@ -35,8 +35,8 @@ TRAINED = (*GROUND, "attacks/pgd", "objectives/robust")
 SCORED = ("attacks/autoattack", "robustness/protocol", "robustness/trial", "robustness/masking")
 Settings = dict[str, Any]
 GRIDS: dict[str, list[Settings]] = {
-    "from scratch": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)],
-    "fine-tuned": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)],
+    "from scratch": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)],
+    "fine-tuned": [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3, 8e-3)],
     "isopath": [{"tolerance": tolerance} for tolerance in (0.003, 0.01, 0.03)],
 }
 
