@@ -138,7 +138,12 @@ GRIDS: dict[str, dict[str, Grid]] = {
     "split-domain": VENTURED,
     "split-task": VENTURED,
     "cifar-class": REPLAYED,
-    "cifar-task": REPLAYED,
+    "cifar-task": {
+        **REPLAYED,
+        "der++": [*REPLAYED["der++"], {"rate": 0.2, "alpha": 0.5, "beta": 0.5, **FEW}],
+        "isopath, examples": [*REPLAYED["isopath, examples"], *kept((0.1,), (3.0,), factors=False, **FEW),
+                              *kept((0.2,), (1.0,), factors=False, **FEW)],
+    },
 }  # fmt: skip
 
 
