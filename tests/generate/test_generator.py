@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import rich
 import torch
 from problems import SMALL, convolved, small, square, task
 from torch import nn
@@ -46,6 +47,33 @@ def test_a_path_between_latents_ends_on_them_and_stays_at_their_norms(generator)
         path(1.5)
     same = generator.path(a, 2 * a)
     assert torch.allclose(same.latent(0.5), 1.5 * a)
+
+
+def test_what_is_done_along_curves_is_done_along_a_path_between_latents(generator):
+    path = generator.path(*generator.latents(2, 3))
+    x, y = square(40, 2)
+    way = ip.along(path, ip.Task(x, y), points=5, keep=ip.Reference(x))
+    ends = [ip.evaluate(path.model(t), ip.Task(x, y)).loss for t in (0, 1)]
+    assert [way.loss[0], way.loss[-1]] == pytest.approx(ends) and way.drift[0] == pytest.approx(0, abs=1e-9)
+    assert way.lengths[-1] == pytest.approx(path.length(points=5), rel=1e-5)
+    assert ip.barrier(path, ip.Task(x, y), points=5) == pytest.approx(way.barrier)
+    assert ip.paths.functional_length(path, ip.Reference(x), points=5) > 0
+    joined = path.ensemble(3)
+    members = torch.stack([path.model(t)(x).softmax(1) for t in (0, 0.5, 1)])
+    assert torch.allclose(joined(x).exp(), members.mean(0), atol=1e-6)
+    with pytest.raises(ValueError, match="running statistics"):
+        ip.along(path, ip.Task(x, y), data=x)
+
+
+def test_progress_is_shown_to_those_who_ask(capsys):
+    ip.generate(small(), task(8), steps=2, **SMALL)
+    assert not capsys.readouterr().out
+    rich.reconfigure(force_terminal=True, width=80)
+    try:
+        ip.generate(small(), task(8), steps=2, progress=True, **SMALL)
+    finally:
+        rich.reconfigure()
+    assert "generating" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("model", [small, convolved])

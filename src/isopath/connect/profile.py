@@ -64,7 +64,7 @@ def along(
     """Loss and accuracy of a task along a curve, both ends included.
 
     Args:
-        curve: between two networks.
+        curve: between two networks, or a generator's path between two latents.
         task: what is scored, on all its rows.
         points: of the even grid in t.
         data: inputs on which running statistics are estimated anew at every t between the ends.

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import nn
 
 from isopath.ensemble import Mean
@@ -44,6 +45,7 @@ def generate(
     trainable: Trainable = None,
     symmetries: Symmetries | None = None,
     chunk: int = CHUNK,
+    progress: bool = False,
 ) -> Generator:
     """Trains a network that makes weights for another: latents in, good and different networks out.
 
@@ -72,6 +74,7 @@ def generate(
         trainable: the parameters that are made, by name, glob pattern or predicate; the others stay as they are.
         symmetries: which units may be permuted and rescaled; found by default.
         chunk: networks in one `vmap`; a GPU takes all of them.
+        progress: show a progress bar.
 
     Raises:
         ValueError, TypeError: an argument is wrong; the message says what was expected.
@@ -81,7 +84,7 @@ def generate(
         steps=steps, networks=networks, rate=rate, patience=patience, permutations=permutations, seed=seed,
     )  # fmt: skip
     training = training_of(model, task, settings, trainable, symmetries, chunk)
-    history = list(training)
+    history = list(track(training, "generating", steps, transient=True, disable=not progress))
     return finished(training, history)
 
 

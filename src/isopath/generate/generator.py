@@ -172,9 +172,31 @@ class LatentPath(Path):
         with torch.no_grad():
             return self.generator(self.latent(t).unsqueeze(0))[0]
 
-    def model(self, t: float) -> nn.Module:
-        """A new module with the weights at `t`."""
+    def model(self, t: float, data: Any = None) -> nn.Module:
+        """A new module with the weights at `t`.
+
+        Args:
+            t: in [0, 1].
+            data: for `along` and `barrier`, which take curves too; there is nothing to estimate from it.
+
+        Raises:
+            ValueError: `t` lies outside [0, 1], or there are data.
+        """
+        if data is not None:
+            raise ValueError(
+                "generated networks run on the running statistics that they were trained with; leave data= out"
+            )
         return self.generator.model(self.latent(t))
+
+    def ensemble(self, count: int, **options: Any) -> Ensemble:
+        """The networks at evenly spaced t, both ends included, as one.
+
+        Args:
+            count: how many, at least 2.
+            options: of `Ensemble`.
+        """
+        models = [self.generator.network.model(theta) for theta in self.sample(count)]
+        return Ensemble(models, **{"mean": self.generator.mean, **options})
 
     def latent(self, t: float) -> Tensor:
         """The latent at `t`, `(latent,)`."""

@@ -31,8 +31,9 @@ class Training:
         mean_i L(θ(z_i)) - w · mean_i log(ρ_i / ρ),
 
     where ρ_i is the distance of network i to the nearest of the others after rescaling, shift and permutation are taken
-    out (Deutsch, Nijkamp & Yang 2019, arXiv 1905.02898, equations 3 to 5, whose gauge leaves permutations in). The rate
-    rises over the first steps and falls to zero along half a cosine.
+    out, and ρ = √units the norm of a network whose layers are brought to one size (Deutsch, Nijkamp & Yang 2019, arXiv
+    1905.02898, equations 3 to 5, whose gauge leaves permutations in). The rate rises over the first steps and falls to
+    zero along half a cosine.
 
     Iterating trains in place and gives a row per step; `state` and `restore` carry it over to another process.
 
@@ -52,7 +53,6 @@ class Training:
         self.step, self.status = 0, "running"
         self._smooth, self._best = math.nan, (math.inf, 0)
         self._optimiser = torch.optim.Adam(hypernetwork.parameters(), settings.rate)
-        self._whole: dict[str, Tensor] = {}
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         while self.status == "running":
