@@ -141,7 +141,7 @@ def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) 
         spent = hspg(sparse, x, y, settings["rate"], settings["weight"], PASSES * len(x), seed)
     else:
         score = "metric" if method.endswith("metric") else "magnitude"
-        objective = ip.Sparsity(settings["fraction"], pattern="channels", score=score)  # type: ignore[arg-type]
+        objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], score)  # type: ignore[arg-type]
         sparse, spent = traced(model, x, objective, settings, seed)
     small = ip.compact(sparse, x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():

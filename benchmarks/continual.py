@@ -75,17 +75,18 @@ DRIFTING: dict[str, Grid] = {
     "lwf": [g for s in (0.5, 1.0) for g in rates((0.01,), strength=s, temperature=2.0)],
     "er": [*rates((0.03,)), {"rate": 0.2, **PLAIN}], "a-gem": [*rates((0.03,)), {"rate": 0.1, **PLAIN}],
     "der++": [*({"rate": r, "alpha": 1.0, "beta": 1.0} for r in (0.1, 0.03)),
-              {"rate": 0.1, "alpha": 1.0, "beta": 1.0, **PLAIN}, {"rate": 0.2, "alpha": 1.0, "beta": 0.5, **PLAIN}],
+              {"rate": 0.1, "alpha": 1.0, "beta": 1.0, **PLAIN}, {"rate": 0.2, "alpha": 1.0, "beta": 0.5, **PLAIN},
+              {"rate": 0.2, "alpha": 1.0, "beta": 1.0}],
     "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
     "kronecker posterior": [{"rate": r, **FINER, "merge": True} for r in (0.05, 0.1)],
-    "isopath": [{"rate": r, **FINER} for r in (0.1, 0.05)],
+    "isopath": [{"rate": r, **FINER} for r in (0.1, 0.05, 0.2)],
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
     "isopath, both": [{"rate": r, **FINER, "examples": True, "replay": 0.3} for r in (0.1, 0.05)],
 }  # fmt: skip
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
     {"rate": 0.2, "strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000},
-    {"rate": 0.2, **FINER},
+    {"rate": 0.2, **FINER}, {"rate": 0.4, **FINER},
 ]
 STEADY = {"rate": 0.02, "optimizer": "momentum", "strength": 3.0, "damping": 0.3, "rank": 64, "renew": 5,
           "measured": 3000}  # fmt: skip
