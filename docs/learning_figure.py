@@ -1,4 +1,4 @@
-"""The README's figure of continual learning, from the results: `python docs/learning_figure.py docs/learning.png`."""
+"""The figure of continual learning, from the results: `python docs/learning_figure.py docs/learning.png`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9730d", "#9aa3ad", "#23292f"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "continual"
 PANELS = {
     "permuted-10": ("Ten permutations of MNIST, no data kept", 50),
-    "split-class": ("Two digits at a time, 200 rows kept", 0),
+    "split-class": ("MNIST, two digits at a time, 200 rows kept", 0),
     "split-domain": ("Even or odd: no data kept (both: and 200 rows)", 40),
-    "split-task": ("A head per pair of digits, no data kept", 88),
+    "cifar-class": ("CIFAR-10, two classes at a time, 500 rows kept", 0),
 }  # and where the axis begins
 MANY = "permuted-10"
 
