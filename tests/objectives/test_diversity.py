@@ -47,6 +47,37 @@ def test_the_nearest_network_repels_most():
     assert pulls[0].norm() > 50 * pulls[1].norm()
 
 
+def test_batches_of_a_step_make_up_the_whole_and_the_others_run_once():
+    network, others, inputs = Network(mlp()), [mlp(), mlp()], x(24, 4)
+    objective = ip.Diversity(others, inputs, batch_size=8)
+    theta = network.start + 0.1
+    whole = float(objective(network, theta))
+    assert network.evaluations == pytest.approx((2 + 1) * 24 / 3)  # forward passes: two networks once, and this one
+    parts = [float(objective.freeze(k, 5)(network, theta)) for k in range(3)]
+    assert network.evaluations == pytest.approx((2 + 2) * 24 / 3)
+    assert sum(parts) / 3 == pytest.approx(whole) and len(set(parts)) == 3
+    assert float(objective.freeze(1, 5)(network, theta)) == parts[1] != float(objective.freeze(1, 6)(network, theta))
+    in_weights = ip.Diversity(others)
+    assert float(in_weights.freeze(3, 1)(network, theta)) == float(in_weights(network, theta))
+
+
+def test_inputs_come_from_a_loader_too():
+    network, others, inputs = Network(mlp()), [mlp()], x(12, 4)
+    theta = network.start + 0.1
+    expected = float(ip.Diversity(others, inputs)(network, theta))
+    pairs = torch.utils.data.TensorDataset(inputs, torch.zeros(12))
+    loader = torch.utils.data.DataLoader(pairs, batch_size=5)
+    assert float(ip.Diversity(others, loader)(network, theta)) == pytest.approx(expected)
+
+
+def test_rows_and_batches_that_are_none_are_errors():
+    with pytest.raises(ValueError, match="batch_size must be >= 1, got 0"):
+        ip.Diversity([mlp()], x(4, 4), batch_size=0)
+    network = Network(mlp())
+    with pytest.raises(ValueError, match="a diversity's inputs"):
+        ip.Diversity([mlp()], x(0, 4))(network, network.start)
+
+
 def test_no_network_to_leave_is_an_error():
     with pytest.raises(ValueError, match=r"at least one network to move away from, got none"):
         ip.Diversity([])

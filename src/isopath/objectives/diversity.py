@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isopath.examples import Examples
 from isopath.geometry.divergence import divergence_of
 from isopath.network import Network, Output
 from isopath.objectives.objective import Objective
+from isopath.objectives.task import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,26 +22,40 @@ class Diversity(Objective):
     """Minus the mean log-distance to given networks, in weights or, with inputs, minus the mean divergence of outputs.
 
     Along an invariant path this finds equivalent networks far apart. The logarithm keeps the pull of the nearest
-    network the strongest, so a network moves away from all of them.
+    network the strongest, so a network moves away from all of them. Outputs are compared batch by batch, as those of a
+    `Task` whose targets, the given networks' outputs, are computed once.
 
     Args:
         models: modules of the same architecture, or points `(P,)`.
-        x: inputs to compare outputs on, as a network takes them; `None` compares weights.
+        x: inputs to compare outputs on: a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; `None` compares
+            weights.
         divergence: how outputs are compared (see `Reference`).
         output: picks the output tensor.
+        batch_size: rows of a step.
 
     Raises:
-        ValueError: no model is given.
+        ValueError: no model is given, or there are no rows.
     """
 
     models: Sequence[nn.Module | Tensor]
     x: Any = None
     divergence: str = "hellinger"
     output: Output = None
+    batch_size: int = 256
+    _step: tuple[int, int] | None = field(default=None, init=False, repr=False)
+    _known: list[Task] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.models:
             raise ValueError("diversity needs at least one network to move away from, got none")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+
+    def freeze(self, step: int, seed: int) -> Diversity:
+        """The same on the batch of a step; in weights there is none."""
+        frozen = copy.copy(self)  # shares what is known of the given networks' outputs
+        object.__setattr__(frozen, "_step", (step, seed))
+        return frozen
 
     def points(self, net: Network) -> list[Tensor]:
         """The given networks' points, `(P,)` each."""
@@ -51,10 +68,25 @@ class Diversity(Objective):
         points = self.points(net)
         if self.x is None:
             return -sum(self._log_distance(theta, p, i) for i, p in enumerate(points)) / len(points)  # type: ignore[return-value]
-        divergence, y = divergence_of(self.divergence), net(theta, self.x, self.output)
-        with torch.no_grad():
-            others = [net(p, self.x, self.output) for p in points]
-        return -sum(divergence.rows(y, other).mean() for other in others) / len(points)  # type: ignore[return-value]
+        task = self._compared(net)
+        return (task if self._step is None else task.freeze(*self._step))(net, theta)
+
+    def _compared(self, net: Network) -> Task:
+        """The given networks' outputs `(N, M, C)` as what to move away from."""
+        if not self._known:
+            examples, points = Examples.of(self.x, what="a diversity's inputs"), self.points(net)
+            with torch.no_grad():
+                batches = [examples.take(rows, net.space.device)[0]
+                           for rows in torch.arange(len(examples)).split(self.batch_size)]  # fmt: skip
+                others = [torch.stack([net(p, inputs, self.output) for p in points], 1) for inputs in batches]
+            divergence = divergence_of(self.divergence)
+
+            def nearness(y: Tensor, targets: Tensor) -> Tensor:
+                apart = [divergence.rows(y, target) for target in targets.unbind(1)]
+                return -torch.stack(apart).mean(0)
+
+            self._known.append(Task(self.x, torch.cat(others), nearness, self.output, self.batch_size))
+        return self._known[0]
 
     def _log_distance(self, theta: Tensor, point: Tensor, index: int) -> Tensor:
         # A path that starts at one of the networks has distance zero and no direction to leave in: a seeded offset of
