@@ -86,7 +86,7 @@ DRIFTING: dict[str, Grid] = {
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
     {"rate": 0.2, "strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000},
-    {"rate": 0.2, **FINER}, {"rate": 0.4, **FINER},
+    {"rate": 0.2, **FINER}, {"rate": 0.4, **FINER}, {"rate": 0.2, **FINER, "rank": 400, "measured": 55_000},
 ]
 STEADY = {"rate": 0.02, "optimizer": "momentum", "strength": 3.0, "damping": 0.3, "rank": 64, "renew": 5,
           "measured": 3000}  # fmt: skip

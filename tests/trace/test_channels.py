@@ -55,6 +55,15 @@ def test_whole_units_go_and_the_smaller_module_is_the_network(score):
         assert bool((layer.weight != 0).any(1).all())
 
 
+def test_pace_and_rate_come_back_after_a_refusal():
+    objective, kept = ip.Sparsity(0.3, pattern="channels"), ip.Reference(x(200, 4).float())
+    recovery = Recovery(steps=8, batch_size=16, rate=2e-3)
+    states = list(ip.steps(seeded(), kept, objective, 0.04, 24, corrector=recovery))
+    refused = [k for k, state in enumerate(states) if state.attempt and not state.accepted]
+    assert refused and states[refused[-1]].rate < 1 and states[refused[-1]].correction < 1
+    assert states[-1].status == "converged" and states[-1].rate == states[-1].correction == 1
+
+
 def test_every_waypoint_has_whole_units_and_none_comes_back():
     path = trace(keep_waypoints="all")
     units = units_of(net())

@@ -217,11 +217,12 @@ class Sparsifier(Tracer):
         )  # fmt: skip
 
     def _taken(self, state: State, theta: Tensor, support: Tensor, drift: Drift, moments: Moments | None) -> State:
-        age = state.age + 1
+        age, held = state.age + 1, state.correction < 1  # held back by a refusal: both pace and rate come back
         pace = state.correction if self._seeking else min(1.0, 1.5 * state.correction)
+        rate = min(1.0, 1.5 * state.rate) if held and not self._seeking else state.rate
         return replace(
             state, theta=theta, support=support, accepted=True, step=state.step + 1, parts=drift, rejected=0,
-            correction=pace, age=age % REFRESH, frame=None if age >= REFRESH else state.frame,
+            correction=pace, rate=rate, age=age % REFRESH, frame=None if age >= REFRESH else state.frame,
             momentum=None if moments is None else moments.first, second=None if moments is None else moments.second,
             stride=state.stride if moments is None else moments.count, length=state.length + state.step_length,
         )  # fmt: skip
