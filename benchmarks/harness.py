@@ -47,25 +47,59 @@ def arguments(description: str, **extra: Any) -> argparse.Namespace:
 
 
 def fingerprint(ran: Sequence[str] = RAN) -> str:
-    """A hash of the code that a benchmark runs (by default what a trace does), without comments and docstrings.
+    """A hash of the code that a benchmark runs (by default what a trace does) where nothing is wrong.
 
-    What packages export runs nothing and is left out.
+    Comments, docstrings, and what only raises run nothing in a run that came to its end, nor does what packages export.
     """
     root, digest = Path(isopath.__file__).parent, hashlib.sha256()
     for name in ran:
         files = sorted((root / name).rglob("*.py")) if (root / name).is_dir() else [root / f"{name}.py"]
         for file in (file for file in files if file.name != "__init__.py"):
-            digest.update(ast.dump(_bare(ast.parse(file.read_text(encoding="utf-8")))).encode())
+            digest.update(ast.dump(_Running().visit(ast.parse(file.read_text(encoding="utf-8")))).encode())
     return digest.hexdigest()[:16]
 
 
-def _bare(tree: ast.AST) -> ast.AST:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        first = body[0] if isinstance(body, list) and body else None
-        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = body[1:]  # type: ignore[attr-defined]
-    return tree
+class _Running(ast.NodeTransformer):
+    """Leaves out docstrings, guards that raise, and functions named `check...` that return nothing, with their calls."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        """Constants and calls of checks go."""
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        name = getattr(called, "id", getattr(called, "attr", ""))
+        return None if isinstance(node.value, ast.Constant) or _checks(name) else self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        """Goes where all it does is to raise."""
+        self.generic_visit(node)
+        return None if not node.orelse and _raises(node.body) else node
+
+    def visit_Assert(self, node: ast.Assert) -> None:
+        """Goes."""
+
+    def visit_Try(self, node: ast.Try) -> Any:
+        """Its body, where every handler ends in another error."""
+        self.generic_visit(node)
+        plain = not node.orelse and not node.finalbody and all(_raises(handler.body) for handler in node.handlers)
+        return node.body if plain else node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        """A check goes."""
+        returns = any(isinstance(inner, ast.Return) and inner.value is not None for inner in ast.walk(node))
+        return None if _checks(node.name) and not returns else self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        """Without checks."""
+        node.names = [alias for alias in node.names if not _checks(alias.name)]
+        return node if node.names else None
+
+
+def _checks(name: str) -> bool:
+    return name.lstrip("_").startswith("check_")
+
+
+def _raises(body: Sequence[ast.stmt]) -> bool:
+    return not body or (len(body) <= 3 and isinstance(body[-1], ast.Raise)
+                        and all(isinstance(line, (ast.Assign, ast.Expr)) for line in body[:-1]))  # fmt: skip
 
 
 def run(
