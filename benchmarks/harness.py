@@ -60,7 +60,7 @@ def fingerprint(ran: Sequence[str] = RAN) -> str:
 
 
 class _Running(ast.NodeTransformer):
-    """Leaves out docstrings, guards that raise, and functions named `check...` that return nothing, with their calls."""
+    """Leaves out docstrings, guards that raise, and functions named `check...` that return nothing, and their calls."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         """Constants and calls of checks go."""
