@@ -9,7 +9,8 @@ import isopath
 
 ROOT = Path(isopath.__file__).parent
 LAYERS = (
-    "version space network examples storage",
+    "version arguments",
+    "space network examples storage",
     "path",
     "symmetry",
     "geometry metrics",

@@ -36,6 +36,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if isinstance(models, Tensor):
             raise TypeError("points of weight space need their architecture: use Ensemble.at(model, thetas)")
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise TypeError(f"an ensemble takes a list of networks, got one {type(models).__name__}; put it in a list")
         models = list(models)
         if not models:
             raise ValueError("an ensemble needs at least one network, got none")

@@ -67,10 +67,15 @@ class Examples:
 def _from_tensors(x: Tree, y: Any, leaves: list[tuple[str, Tensor]], what: str) -> Examples:
     sizes = {name: (leaf.shape[0] if leaf.ndim else 0) for name, leaf in leaves}
     if y is not None:
-        y = torch.as_tensor(y)
+        try:
+            y = torch.as_tensor(y)
+        except (ValueError, TypeError, RuntimeError) as error:
+            said = f"targets must be numbers, got {_name(y)} ({error})"
+            raise TypeError(f"{said}; number the classes 0, 1, 2, ...") from error
         sizes["targets"] = y.shape[0] if y.ndim else 0
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{what} and targets must have the same number of rows, got {sizes}")
+        found = {name or "inputs": size for name, size in sizes.items()}
+        raise ValueError(f"{what} and targets must have the same number of rows, got {found}")
     count = next(iter(sizes.values()))
     if not count:
         raise ValueError(f"{what} has zero rows; give at least one")

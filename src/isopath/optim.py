@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from isopath.arguments import check_kind, check_module
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.divergence import divergence_of
 from isopath.geometry.estimated import Estimated
@@ -38,8 +39,8 @@ class Invariant(Optimizer):
     last check, and λ doubles. Between checks nothing is promised.
 
     Clip gradients, accumulate them, schedule the rate as you would for the base optimiser: both share their parameter
-    groups. For mixed precision keep the parameters in float32, as `torch.autocast` does: the drift is then measured in
-    float32.
+    groups, those that there are when this one is made. For mixed precision keep the parameters in float32, as
+    `torch.autocast` does: the drift is then measured in float32.
 
     Args:
         base: the optimiser to steer; it must hold the model's trainable parameters.
@@ -67,6 +68,11 @@ class Invariant(Optimizer):
         strength: float = 1.0, damping: float = DAMPING, check_every: int = 100, refresh: int = 50,
         renew: int = 1, batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
     ) -> None:  # fmt: skip
+        check_kind(base, Optimizer, "base", "the arguments are Invariant(base, model, keep)")
+        check_module(model, "model", "the arguments are Invariant(base, model, keep)")
+        check_kind(keep, (Memory, Reference, References), "keep", "of inputs make an ip.Reference")
+        if tolerance is not None and not tolerance > 0:
+            raise ValueError(f"tolerance must be > 0, got {tolerance}; None sets no limit")
         dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
         if dtypes & {torch.float16, torch.bfloat16}:
             raise ValueError("the parameters are in 16 bits, in which a metric cannot be solved; keep them in float32 "

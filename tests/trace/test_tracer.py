@@ -329,7 +329,7 @@ def test_waypoints_that_break_the_tolerance_on_the_whole_are_not_kept():
         ({"tolerance": 0}, ValueError, "tolerance must be > 0, got 0; 0.01 keeps"),
         ({"tolerance": -1.0}, ValueError, "tolerance must be > 0, got -1.0"),
         ({"tolerance": float("nan")}, ValueError, "tolerance must be > 0, got nan"),
-        ({"max_steps": 0}, ValueError, "max_steps must be >= 1, got 0"),
+        ({"max_steps": 0}, ValueError, "max_steps must be a whole number >= 1, got 0"),
         ({"keep": x(5, 4)}, TypeError, "keep must be a Reference, a sum of them, or None, got Tensor"),
         ({"objective": "task"}, TypeError, r"callable \(net, theta\) -> scalar, got str"),
         ({"objective": lambda net, theta: theta}, ValueError, r"shape \(51,\), expected a scalar"),

@@ -84,7 +84,8 @@ class PGD:
         if (self.low is not None and low < self.low) or (self.high is not None and high > self.high):
             raise ValueError(
                 f"the inputs range from {low:.3g} to {high:.3g}, outside of what the attack holds valid, {self.low} to "
-                f"{self.high}; give low= and high= of your inputs, or None for no bound"
+                f"{self.high}; give the attack the bounds of your inputs, as in PGD(eps, low=..., high=...), or None "
+                "for no bound"
             )
         best, highest = x.clone(), torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
         with torch.enable_grad():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_module
 from isopath.ensemble import Ensemble
 from isopath.network import FORWARD, Output, pick, plain_kernels
 
@@ -33,6 +34,7 @@ class Victim:
     """
 
     def __init__(self, model: nn.Module, output: Output = None) -> None:
+        check_module(model, "what is attacked", "of networks make an ip.Ensemble, of a path or a generator take .model")
         # Parameters that ask for no gradient: neither the graph nor the caller's .grad knows of the attack.
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
         try:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_kind, check_module
 from isopath.examples import Examples
 from isopath.network import Network, Output
 from isopath.objectives import Task
@@ -39,6 +40,8 @@ def evaluate(model: nn.Module, task: Task) -> Evaluation:
         model: any module.
         task: data and loss. Its batch size bounds the memory.
     """
+    check_module(model, "what is evaluated", "of a path, a generator or a packing take one of its networks")
+    check_kind(task, Task, "the second argument", "give ip.Task(x, y)")
     network = Network(model, lambda name: True)
     return evaluate_at(network, network.start, task)
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_module
 from isopath.ensemble import Ensemble
 from isopath.examples import Examples
 from isopath.network import Output, pick
@@ -67,6 +68,8 @@ def distill(
         TypeError: labels are wanted and the data are no task with classes.
         FloatingPointError: the loss is not finite.
     """
+    check_module(teacher, "the teacher", "of a generator take .ensemble(n), of several networks ip.Ensemble(models)")
+    check_module(student, "the student")
     _check(epochs, temperature, rate, batch_size, labels, divergence, data)
     examples = data.examples if isinstance(data, Task) else Examples.of(data, what="the data")
     part = data.outputs if isinstance(data, Task) and isinstance(data.outputs, slice) else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from isopath.arguments import check_kind
 from isopath.generate.entropy import intrinsic_dimension, participation
 from isopath.generate.family import Family
 from isopath.generate.generator import SOFTMAX, Generator, gauge_of
@@ -70,6 +71,8 @@ def explore(
     Raises:
         ValueError: there are fewer than three networks, or the task has no classes.
     """
+    check_kind(generator, Generator, "what is explored", "make one with ip.generate")
+    check_kind(task, Task, "the second argument", "give ip.Task(x, y)")
     if count < 3:
         raise ValueError(f"count must be >= 3 networks, got {count}")
     if task.loss not in SOFTMAX:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isopath.arguments import check_classes, check_targets
 from isopath.examples import Examples
 from isopath.network import Network, Output
 from isopath.objectives.objective import Objective
@@ -128,7 +129,12 @@ class Task(Objective):
 
     def loss_of(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
         """The weighted sum of the loss over the rows, and the sum of the weights."""
-        value = (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(y, target)
+        check_classes(y, target, self.loss)
+        try:
+            value = (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(y, target)
+        except (IndexError, RuntimeError, ValueError, AttributeError, TypeError):
+            check_targets(y, target, self.loss)
+            raise
         if value.ndim == 0:
             return value * len(rows), float(len(rows))
         weight = torch.ones_like(value) if self.weights is None else _spread(self.weights[rows], value)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_kind
 from isopath.attacks import Victim, cross_entropy_rows
 from isopath.attacks.victim import check_labels
 from isopath.ensemble import Ensemble
@@ -88,6 +89,9 @@ def compare(
     >>> ip.compare(twins, torch.eye(4)).disagreement
     0.0
     """
+    if isinstance(models, nn.Module) and not isinstance(models, (Ensemble, nn.ModuleList)):
+        raise TypeError(f"networks are compared from a list or an Ensemble, got one {type(models).__name__}")
+    check_kind(x, Tensor, "x", "networks are compared on inputs that are one tensor (N, ...)")
     if isinstance(models, Ensemble):
         output = models.output
     networks = list(models.models if isinstance(models, Ensemble) else models)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_module
 from isopath.symmetry.finder import symmetries
 from isopath.symmetry.group import Symmetries
 from isopath.symmetry.trial import Trial
@@ -30,6 +31,7 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
         A copy whose layers are smaller, with the model's own class, names, modes and hooks: a plain module to train,
         save and export. Where nothing can go, an equal copy.
     """
+    check_module(model, "what is made compact", "of a path take .model()")
     found = apart(symmetries(model, example, rescalings=False) if found is None else found)
     zeros = {name: (tensor == 0).detach().cpu() for name, tensor in model.named_parameters()}
     trial = Trial(model, example)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_module
 from isopath.geometry.reference import Drift
 from isopath.network import Network
 from isopath.storage import (
@@ -209,6 +210,7 @@ class Record:
 
         Raises:
             FileNotFoundError: the folder is no run folder, or the run has not ended.
+            ValueError: the run is that of another module.
         """
         for name in ("run.json", "metrics.json", "waypoints.json"):
             if not (folder / name).exists():
@@ -217,6 +219,7 @@ class Record:
         rows, _ = read_lines(folder / "history.jsonl")
         waypoints = [cls(folder)._on_disk(row) for row in read_json(folder / "waypoints.json")]
         names = set(run["parameters"])
+        _check_module(model, run.get("shapes"), folder)
         return Trajectory(
             Network(model, lambda name: name in names),
             waypoints,
@@ -244,12 +247,32 @@ def summary(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
+def _check_module(model: Any, written: Mapping[str, list[int]] | None, folder: Path) -> None:
+    check_module(model, "what a run is read into", "give the architecture that was traced")
+    if written is None:  # a folder of before shapes were written
+        return
+    here, there = _shapes(model), {name: tuple(shape) for name, shape in written.items()}
+    names = [name for name in {**here, **there} if here.get(name) != there.get(name)]
+    if names:
+        pairs = [(name, there.get(name, "missing"), here.get(name, "missing")) for name in names[:3]]
+        said = "; ".join(f"{name!r}: {run} in the run, {own} here" for name, run, own in pairs)
+        raise ValueError(
+            f"{folder} is the run of another module: {len(names)} parameters differ: {said}; give the architecture "
+            "that was traced"
+        )
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
 def about(network: Network) -> dict[str, Any]:
     """What of a network a run folder states."""
     space = network.space
     return {
         "dimension": space.dimension,
         "parameters": list(space.names),
+        "shapes": {name: list(shape) for name, shape in _shapes(network.model(network.start)).items()},
         "dtype": str(space.dtype),
         "device": str(space.device),
         "threads": torch.get_num_threads(),

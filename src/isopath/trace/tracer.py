@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from isopath.arguments import check_count, check_number
 from isopath.geometry.reference import Drift, Kept, KeptAll, Reference, References
 from isopath.geometry.restricted import Restricted
 from isopath.network import Network
@@ -74,12 +75,12 @@ class Tracer:
         """
         tolerance, max_steps = settings.get("tolerance", 0.01), settings.get("max_steps", 200)
         budget = settings.get("max_evaluations")
+        check_count(max_steps, "max_steps")
+        check_number(tolerance, "tolerance")
         if budget is not None and not budget > 0:  # type: ignore[operator]
             raise ValueError(f"max_evaluations must be > 0, got {budget}; None sets no bound")
         if not tolerance > 0:  # type: ignore[operator]
             raise ValueError(f"tolerance must be > 0, got {tolerance}; 0.01 keeps about 99 % of predictions")
-        if not max_steps >= 1:  # type: ignore[operator]
-            raise ValueError(f"max_steps must be >= 1, got {max_steps}")
         return cls(network, bind(keep, network, seed), as_objective(objective), seed=seed, **settings)  # type: ignore[arg-type]
 
     def start(self) -> State:
