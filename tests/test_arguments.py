@@ -116,6 +116,8 @@ def test_what_an_invariant_optimiser_takes():
         (lambda: ip.robustness([net(), net()], X, Y, 0.1), "what is attacked is an nn.Module, got list.*ip.Ensemble"),
         (lambda: ip.explore(net(), ip.Task(X, Y)), "what is explored is a Generator, got Sequential"),
         (lambda: ip.distill([net()], net(), X), "the teacher is an nn.Module, got list"),
+        (lambda: ip.barrier(net(), ip.Task(X, Y)), r"a path of networks, got Sequential; make one with ip.connect"),
+        (lambda: ip.along(ip.connect(net(), net(), curve="segment"), (X, Y)), "second argument is a Task, got tuple"),
         (lambda: ip.compact("net", X), "what is made compact is an nn.Module, got str"),
     ],
 )

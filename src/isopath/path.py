@@ -48,6 +48,15 @@ class Path(ABC):
         return self.sample(points)
 
 
+def check_path(given: object) -> None:
+    """Raises `TypeError` unless it is a path whose points are networks, as a curve is."""
+    if not isinstance(given, Path) or not hasattr(given, "model"):
+        raise TypeError(
+            f"what is walked along is a path of networks, got {type(given).__name__}; make one with ip.connect(a, b) "
+            "or Generator.path(z, w)"
+        )
+
+
 def check_unit(t: float) -> float:
     """`t`, or a `ValueError` where it lies outside [0, 1]."""
     if not 0 <= t <= 1:

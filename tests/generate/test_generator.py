@@ -45,6 +45,9 @@ def test_a_path_between_latents_ends_on_them_and_stays_at_their_norms(generator)
     assert path.length() >= float((path(1.0) - path(0.0)).norm())
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         path(1.5)
+    for wrong in ((a[None], b[None]), (0, 1), (a[:-1], b)):
+        with pytest.raises(ValueError, match="a path joins two latents, tensors"):
+            generator.path(*wrong)
     same = generator.path(a, 2 * a)
     assert torch.allclose(same.latent(0.5), 1.5 * a)
 

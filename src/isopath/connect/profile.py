@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from isopath.arguments import check_kind
 from isopath.connect.curve import Curve
 from isopath.evaluate import evaluate
 from isopath.geometry.reference import Reference
 from isopath.network import Network
 from isopath.objectives import Task
+from isopath.path import check_path
 
 GRID = 25
 
@@ -70,6 +72,8 @@ def along(
         data: inputs on which running statistics are estimated anew at every t between the ends.
         keep: inputs on which the drift from t = 0 is measured.
     """
+    check_path(curve)
+    check_kind(task, Task, "the second argument", "give ip.Task(x, y)")
     if points < 2:
         raise ValueError(f"a profile has both ends and so at least 2 points, got {points}")
     grid = [i / (points - 1) for i in range(points)]

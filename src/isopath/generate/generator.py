@@ -88,9 +88,10 @@ class Generator:
 
     def path(self, a: Tensor, b: Tensor) -> LatentPath:
         """The networks between two latents, `(latent,)` each."""
+        check_latents((a, b), self.hypernetwork.latent)
         with torch.no_grad():
             for z in (a, b):
-                self(z.unsqueeze(0))  # the shapes are checked there
+                self(z.unsqueeze(0))
         return LatentPath(self, (a.to(self.hypernetwork.centre), b.to(self.hypernetwork.centre)))
 
     @property
@@ -210,6 +211,17 @@ class LatentPath(Path):
             return a + t * (b - a)
         direction = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin()
         return direction * ((1 - t) * norms[0] + t * norms[1])
+
+
+def check_latents(given: Sequence[Any], latent: int) -> None:
+    """Raises `ValueError` unless each is a tensor `(latent,)`."""
+    for z in given:
+        if not isinstance(z, Tensor) or z.shape != (latent,):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ValueError(
+                f"a path joins two latents, tensors ({latent},) each, got {got}; generator.path(*generator.latents(2)) "
+                "is one"
+            )
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
