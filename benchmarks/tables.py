@@ -276,6 +276,10 @@ def summary() -> str:
         ["98 % of a network's weights zero, no labels, 24 evaluations an image: points lost",
          one("sparsity/longer/98", "isopath, metric", "lost", 2),
          f"{one('sparsity/longer/98', 'gradual, distilled', 'lost', 2)} (gradual pruning with distillation)"],
+        ["hold out against attack (MNIST, L∞ 0.1, AutoAttack), the clean outputs kept: % under attack / clean",
+         accuracies("robust/mnist", "isopath", "worst", "clean"),
+         f"{accuracies('robust/mnist', 'from scratch', 'worst', 'clean')} (adversarial training from scratch, twice "
+         f"the evaluations), {accuracies('robust/mnist', 'fine-tuned', 'worst', 'clean')} (fine-tuning)"],
         ["two networks joined by a straight line: rise of the loss", one("connect/mnist_mlp", "weights", "barrier", 3),
          f"{one('connect/mnist_mlp', 'unaligned', 'barrier', 2)} (as they came)"],
         ["four tasks in one network: average, %", after("pack/mixed", "isopath, in sequence"),
