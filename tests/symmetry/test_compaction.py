@@ -86,6 +86,37 @@ def test_a_unit_that_nothing_makes_goes_where_nothing_leaves_it():
         assert torch.allclose(small(example), model(example), atol=1e-6)
 
 
+def test_a_unit_that_nothing_reads_goes_too():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[2].weight[:, 2:5] = 0  # nothing reads three, each with weights, a bias and act(b)
+        model[4].weight[:, 1] = 0
+    x = torch.rand(5, 4)
+    small = compact(model, x)
+    assert (small[0].out_features, small[2].out_features) == (5, 5)
+    assert torch.allclose(small(x), model(x), atol=1e-6)
+
+
+def test_what_one_layer_does_not_read_and_another_does_stays():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(1, 6, 3), nn.ConvTranspose2d(6, 2, 3), nn.Conv2d(6, 2, 3, padding=2)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return self.b(h) + self.c(h)
+
+    torch.manual_seed(0)
+    model, x = Two(), torch.rand(2, 1, 6, 6)
+    with torch.no_grad():
+        model.c.weight[:, :3] = 0
+        model.b.weight[0] = 0
+    small = compact(model, x)
+    assert torch.allclose(small(x), model(x), atol=1e-6) and small.a.out_channels >= 5
+
+
 def test_a_bias_left_behind_keeps_its_unit():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():

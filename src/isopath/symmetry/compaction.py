@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,16 @@ from isopath.symmetry.group import Symmetries
 from isopath.symmetry.trial import Trial
 from isopath.symmetry.units import Units, apart, removed, same
 
+Enough = Literal["made or read", "made", "whole"]
+
 
 def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> nn.Module:
     """The same function with fewer units: those whose weights are all zero are taken out, through sums and batch norm.
 
     A unit goes if every weight of two or more dimensions that makes it or reads it is zero, or everything that makes it
-    (its rows, its bias, its scale and shift). What can go is tried: at random weights with the same zeros, in float64,
-    the smaller module must have the outputs of the larger one, else the units stay. At least one stays in each group.
+    (its rows, its bias, its scale and shift), or every weight that reads it. What can go is tried: at random weights
+    with the same zeros, in float64, the smaller module must have the outputs of the larger one, else the units stay. At
+    least one stays in each group.
 
     Args:
         model: any module; it is not modified.
@@ -35,8 +38,8 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
     found = apart(symmetries(model, example, rescalings=False) if found is None else found)
     zeros = {name: (tensor == 0).detach().cpu() for name, tensor in model.named_parameters()}
     trial = Trial(model, example)
-    for strict in (False, True):  # strictly where a unit that nothing makes leaves act(0) behind
-        kept = _kept(Units(found), zeros, strict)
+    for enough in ("made or read", "made", "whole"):  # the last where a unit that nothing makes leaves act(0) behind
+        kept = _kept(Units(found), zeros, enough)
         if same(trial, found, kept, zeros):
             break
     else:  # group by group
@@ -49,22 +52,27 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
     return small
 
 
-def _kept(units: Units, zeros: dict[str, Tensor], strict: bool) -> dict[int, Tensor]:
+def _kept(units: Units, zeros: dict[str, Tensor], enough: Enough) -> dict[int, Tensor]:
     """The units that stay of the groups of which some go.
 
     Args:
         units: all of them.
         zeros: where each parameter is zero.
-        strict: whether weights that read a unit must be zero too.
+        enough: what must be zero of a unit that goes: what makes it or the weights that read it, what makes it, or the
+            weights that make it and those that read it.
     """
     rest = {name: ~mask for name, mask in zeros.items()}
     wide = {name: mask for name, mask in rest.items() if mask.ndim >= 2}
     whole, among = units.totals(rest), units.totals(wide)
     kept = {key: (among if any(name in wide for name, _ in group.members) else whole)[key] > 0
             for key, group in units.symmetries.groups.items()}  # fmt: skip
-    if not strict:
+    if enough != "whole":
         made = units.totals(rest, origin=0)
         kept = {key: stays & (made[key] > 0) for key, stays in kept.items()}
+    if enough == "made or read":
+        rows, groups = units.totals(wide, origin=0), units.symmetries.groups
+        read = {key for key in kept if any(axis and name in wide for name, axis in groups[key].members)}
+        kept = {key: stays & (among[key] > rows[key]) if key in read else stays for key, stays in kept.items()}
     for key, stays in kept.items():
         if not bool(stays.any()):
             kept[key] = torch.arange(len(stays)) == 0
