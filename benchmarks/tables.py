@@ -212,7 +212,7 @@ def text_pruned() -> str:
     place = "text_sparsity/60"
     rows = [[bold(method), *(spread(values(place, method, key), 1) for key in ("accuracy", "lost"))]
             for method in METHODS]  # fmt: skip
-    start = spread(values(place, "one-shot", "dense"), 1)
+    start = spread(values(place, "one-shot", "dense"), 1, count=False)
     return ruled([f"MiniLM on SST-2 ({start} %), 60 % of its linear weights zero", "accuracy, %", "points lost"], rows)
 
 
