@@ -41,6 +41,13 @@ def test_targets_that_are_no_classes_of_the_model(name):
             use()
 
 
+def test_a_generator_is_explored_on_its_own_classes():
+    generator = ip.generate(net(), ip.Task(X, Y), steps=1, networks=2)
+    for y, said in ((Y + 30, "labels must be from 0 to 2"), (Y[:, None], r"got \(12, 1\)")):
+        with pytest.raises(ValueError, match=said):
+            ip.explore(generator, ip.Task(X, y), count=3)
+
+
 def test_good_targets_of_every_kind_still_pass():
     for y in (Y, Y.to(torch.uint8), torch.where(Y == 0, -100, Y)):
         assert ip.evaluate(net(), ip.Task(X, y)).accuracy is not None

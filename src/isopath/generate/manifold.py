@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isopath.arguments import check_kind
+from isopath.arguments import check_classes, check_kind, check_range
 from isopath.generate.entropy import intrinsic_dimension, participation
 from isopath.generate.family import Family
 from isopath.generate.generator import SOFTMAX, Generator, gauge_of
@@ -80,6 +80,8 @@ def explore(
     thetas = generator.sample(count, seed)
     family = Family(generator.network)
     y, target = _outputs(family, thetas, task)
+    check_classes(y[0], target, task.loss)
+    check_range(y, target)
     y, target = y[:, target != -100], target[target != -100]
     points, distances = _spread(generator, thetas, task, symmetries)
     probabilities = y.softmax(-1).flatten(1)
