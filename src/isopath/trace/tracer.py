@@ -70,8 +70,7 @@ class Tracer:
         """Binds a reference to the network's own weights and checks the settings.
 
         Raises:
-            ValueError: the tolerance is not positive, or a count is.
-            TypeError: `keep` is no reference.
+            ValueError, TypeError: the tolerance or a count is not positive, or `keep` is no reference.
         """
         tolerance, max_steps = settings.get("tolerance", 0.01), settings.get("max_steps", 200)
         budget = settings.get("max_evaluations")
