@@ -4,6 +4,7 @@ Images are averaged over 2 x 2 pixels, what two cores allow, and a JPEG copy. 45
 images are the reference; on the other 5,000 settings are chosen, with seed 0. From one trained network per seed (SGD
 with Nesterov's momentum, eight epochs of the same 90,000) each method may spend the same gradient evaluations, three
 passes over the reference; what it spent is in the row. Only the lines that say so, and HSPG, read labels.
+isopath keeps the logits.
 
 unstructured: the methods of `benchmarks/sparsity.py`, chosen at 95 %; batch norm takes the statistics of its batches
 in the steps of the baselines, and ours, whose steps leave its running statistics alone, estimates them anew at the end
@@ -30,7 +31,7 @@ from torch import nn
 
 import isopath as ip
 from benchmarks.connect import Protocol, loaded, trained
-from benchmarks.harness import GROUND, JOINED, RESULTS, arguments, chosen, run, table
+from benchmarks.harness import GROUND, JOINED, RESULTS, arguments, labelled, run, settled_on, table
 from benchmarks.hspg import hspg
 from benchmarks.methods import Pair
 from benchmarks.networks import resnet20, vgg
@@ -39,6 +40,7 @@ from isopath.connect import reestimated
 from isopath.trace import NaturalGradient, Recovery
 
 HELD, PASSES, STEPS = 5000, 3, 50
+LOGITS = {"divergence": "squared_error"}
 UNITS = (*JOINED, "symmetry/units", "symmetry/compaction", "symmetry/trial")
 
 
@@ -58,10 +60,14 @@ class Study:
 
 
 def ours(*grid: float) -> list[Settings]:
-    """With statistics estimated anew, or not."""
-    return [{"rate": rate, "anew": anew} for rate in grid for anew in (False, True)]
+    """With statistics estimated anew, or not; logits are kept."""
+    return [{"rate": rate, "anew": anew, **LOGITS} for rate in grid for anew in (False, True)]
 
 
+SLIMMING: list[Settings] = [
+    {"rate": 4e-3, "fraction": fraction, "scope": scope, "anew": True, **LOGITS}
+    for scope, fractions in (("global", (0.65, 0.8)), ("layer", (0.5, 0.75))) for fraction in fractions
+]  # fmt: skip
 SURGERY = [{"rate": 4e-3, "damping": damping} for damping in (1e-5, 1e-3)]
 METHODS = {
     "one-shot": rates(0.0), "gradual, distilled": rates(2e-3, 4e-3, 8e-3), "gradual, labels": rates(2e-3, 4e-3, 8e-3),
@@ -75,8 +81,7 @@ STUDIES = {
 }
 SLIMMED: dict[str, list[Settings]] = {
     "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.003, 0.01, 0.02, 0.04)],
-    "isopath, magnitude": [{"rate": 4e-3, "fraction": f, "anew": True} for f in (0.5, 0.65, 0.8, 0.9)],
-    "isopath, metric": [{"rate": 4e-3, "fraction": f, "anew": True} for f in (0.5, 0.65, 0.8, 0.9)],
+    "isopath, magnitude": SLIMMING, "isopath, metric": SLIMMING,
 }
 
 
@@ -166,12 +171,11 @@ def unstructured(args: Any, name: str) -> list[str]:
     settled: dict[str, Settings | None] = {}
     for method in methods:
 
-        def tried(k: int, settings: Settings, method: str = method) -> dict[str, Any] | None:
-            work = partial(pruned, args.data, name, method, settings, study.fractions[0], 0, True)
-            label = " ".join([method, *(f"{value:g}" for value in settings.values())])
-            return run(f"cifar_sparsity/{name}/grid", label, 0, settings, args, work, _ran(method))
+        def work(settings: Settings, method: str = method) -> dict[str, Any]:
+            return pruned(args.data, name, method, settings, study.fractions[0], 0, True)
 
-        settled[method] = chosen(study.methods[method], tried, "accuracy")
+        place = f"cifar_sparsity/{name}"
+        settled[method] = settled_on(place, method, study.methods[method], args, work, "accuracy", _ran(method))
     for fraction in study.fractions:
         rows = []
         for method, settings in settled.items():
@@ -194,7 +198,7 @@ def channels(args: Any) -> list[str]:
         found[method] = []
         for settings in grid:
             work = partial(slimmed, args.data, method, settings, 0, True)
-            label = " ".join([method, *(f"{value:g}" for value in settings.values())])
+            label = labelled(method, settings)
             row = run("cifar_sparsity/channels/grid", label, 0, settings, args, work, _ran(method, True))
             found[method] += [(settings, row)] if row else []
     texts = []

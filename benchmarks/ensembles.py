@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks.connect import loaded
-from benchmarks.harness import GROUND, RAN, RESULTS, arguments, run, table
+from benchmarks.harness import GROUND, RAN, RESULTS, arguments, labelled, run, table
 from benchmarks.methods import Pair, batches, cached, fitted
 from benchmarks.networks import small_cnn
 from isopath.attacks import PGD
@@ -190,7 +190,7 @@ def main() -> None:
             ran = (*(RAN if method.startswith("isopath") else GROUND), "objectives/diversity", *SCORED)
             tried = []
             for settings in grid if len(grid) > 1 else []:
-                label = " ".join([method, *(f"{value:g}" for value in settings.values())])
+                label = labelled(method, settings)
                 work = partial(measured, args.data, name, method, settings, 0, True)
                 row = run(f"ensembles/{name}/grid", label, 0, settings, args, work, ran)
                 near = bool(row) and abs(row["clean"] - row["start"]) <= 0.5  # type: ignore[index]

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks.connect import CACHE, loaded
-from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
+from benchmarks.harness import GROUND, RESULTS, arguments, run, settled_on, table
 from benchmarks.methods import cached, fitted
 from isopath.generate import intrinsic_dimension, participation
 from isopath.generate.layout import Layout
@@ -219,11 +219,7 @@ def measured(args: Any, name: str) -> list[dict[str, Any] | None]:
     place, rows, methods = f"generate/{name}", [], args.methods.split(";") if args.methods else METHODS
 
     def grid(method: str, settings: list[Settings], work: Any, key: str, ran: Any) -> Settings | None:
-        def tried(k: int, one: Settings) -> dict[str, Any] | None:
-            label = " ".join([method, *(f"{value:g}" for value in one.values())])
-            return run(f"{place}/grid", label, 0, one, args, partial(work, one), ran)
-
-        return chosen(settings, tried, key)
+        return settled_on(place, method, settings, args, work, key, ran)
 
     if "independent" in methods:
         best = grid("independent", ALONE, lambda one: independent(args, name, one, True), "accuracy", GROUND)

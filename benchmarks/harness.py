@@ -153,6 +153,33 @@ def chosen(
     return grid[max(range(len(grid)), key=scores.__getitem__)]
 
 
+def labelled(method: str, settings: Mapping[str, Any]) -> str:
+    """The name of a held-out row."""
+    return " ".join([method, *(f"{v:g}" if isinstance(v, (int, float)) else str(v) for v in settings.values())])
+
+
+def settled_on(
+    place: str, method: str, grid: Sequence[dict[str, Any]], args: Any,
+    work: Callable[[dict[str, Any]], dict[str, Any]], key: str, ran: Sequence[str],
+) -> dict[str, Any] | None:  # fmt: skip
+    """The settings whose held-out row, with seed 0, is best; `None` while they are not all known.
+
+    Args:
+        place: of the method's rows, those of the grid below it.
+        method: whose settings are chosen.
+        grid: of settings.
+        args: as `arguments` gave them.
+        work: makes the held-out row of settings.
+        key: of the row, the higher the better.
+        ran: the code behind it.
+    """
+
+    def tried(k: int, settings: dict[str, Any]) -> dict[str, Any] | None:
+        return run(f"{place}/grid", labelled(method, settings), 0, settings, args, lambda: work(settings), ran)
+
+    return chosen(grid, tried, key)
+
+
 def _public(words: list[str]) -> list[str]:
     """The command with the data folder's own place left out."""
     return ["DATA" if before == "--data" else word for before, word in zip(["", *words], words)]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import isopath as ip
 from benchmarks import methods
 from benchmarks.connect import loaded
-from benchmarks.harness import GROUND, RAN, RESULTS, arguments, chosen, run, table
+from benchmarks.harness import GROUND, RAN, RESULTS, arguments, run, settled_on, table
 from benchmarks.networks import small_cnn
 from isopath.attacks import PGD
 from isopath.network import Network
@@ -102,12 +102,10 @@ def main() -> None:
             continue
         ran = (*(RAN if method == "isopath" else ()), *TRAINED)
 
-        def tried(k: int, settings: Settings, method: str = method, ran: Any = ran) -> dict[str, Any] | None:
-            label = " ".join([method, *(f"{value:g}" for value in settings.values())])
-            work = partial(attacked, args, method, settings, 0, True)
-            return run("robust/mnist/grid", label, 0, settings, args, work, ran)
+        def held(settings: Settings, method: str = method) -> dict[str, Any]:
+            return attacked(args, method, settings, 0, True)
 
-        best = chosen(grid, tried, "robust")
+        best = settled_on("robust/mnist", method, grid, args, held, "robust", ran)
         for seed in args.seeds if best else ():
             assert best is not None
             work = partial(attacked, args, method, best, seed, False)

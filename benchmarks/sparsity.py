@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks import surgeons
-from benchmarks.harness import GROUND, RAN, RESULTS, arguments, chosen, run, table
+from benchmarks.harness import GROUND, RAN, RESULTS, arguments, run, settled_on, table
 from benchmarks.surgeons import cut, stays, weights
 from benchmarks.tasks.mnist import Pair, mnist
 from isopath.geometry.divergence import divergence_of
@@ -249,12 +249,10 @@ def best(args: Any, name: str, method: str, starts: Any) -> Settings | None:
     """The settings that are best on held-out images."""
     study = STUDIES[name]
 
-    def tried(k: int, settings: Settings) -> dict[str, Any] | None:
-        work = partial(pruned, args.data, study, method, settings, study.tuned, 0, True, starts)
-        label = " ".join([method, *(f"{value:g}" for value in settings.values())])
-        return run(f"sparsity/{name}/grid", label, 0, settings, args, work, _ran(method))
+    def held(settings: Settings) -> dict[str, Any]:
+        return pruned(args.data, study, method, settings, study.tuned, 0, True, starts)
 
-    return chosen(study.methods[method], tried, "accuracy")
+    return settled_on(f"sparsity/{name}", method, study.methods[method], args, held, "accuracy", _ran(method))
 
 
 def _ran(method: str) -> tuple[str, ...]:

@@ -63,7 +63,6 @@ SPARSE = {
     "512": "784-300-100-10, 512 images",
     "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images",
 }  # fmt: skip
-SLIMMED = ("HSPG", "isopath, magnitude", "isopath, metric")
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 
 
@@ -183,28 +182,6 @@ def operated() -> str:
     return ruled(heads, rows)
 
 
-def images_pruned(name: str) -> str:
-    """CIFAR-10 networks made sparse."""
-    from benchmarks.cifar_sparsity import METHODS
-
-    shares = ("90", "95", "98")
-    rows = [[bold(method), *(spread(values(f"cifar_sparsity/{name}/{share}", method, "lost")) for share in shares)]
-            for method in METHODS]  # fmt: skip
-    what = {"vgg": "a small VGG (253,000 weights)", "resnet": "ResNet-20 of width 8 (69,000)"}[name]
-    return ruled([f"points of CIFAR-10 accuracy lost: {what}", *(f"{share} % zero" for share in shares)], rows)
-
-
-def slimmed() -> str:
-    """Channels taken out."""
-    keys, rows = ("lost", "operations", "faster", "smaller"), []
-    for least in (2, 4):
-        for method in SLIMMED:
-            found = [values(f"cifar_sparsity/channels/{least}", method, key) for key in keys]
-            rows.append([f"{bold(method)}, at least {least} ×", *map(spread, found)])
-    heads = ["points lost", "fewer operations", "faster", "fewer weights"]
-    return ruled(["a small VGG on CIFAR-10, channels taken out", *heads], rows)
-
-
 def text_pruned() -> str:
     """MiniLM made sparse."""
     from benchmarks.text_sparsity import METHODS
@@ -293,10 +270,9 @@ def summary() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary, "learned": learned, "turned": turned, "against": against, "joined": joined, "curved": curved,
-    "in turn": in_turn, "texts": texts, "operated": operated, "slimmed": slimmed, "text pruned": text_pruned,
+    "in turn": in_turn, "texts": texts, "operated": operated, "text pruned": text_pruned,
     "generated": generated, "robust": robust,
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
-    **{f"pruned {name}": partial(images_pruned, name) for name in ("vgg", "resnet")},
     **{f"packed {name}": partial(packed, name) for name in PACKED},
 }  # fmt: skip
 

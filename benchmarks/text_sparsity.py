@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import isopath as ip
-from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
+from benchmarks.harness import GROUND, RESULTS, arguments, run, settled_on, table
 from benchmarks.methods import cached
 from benchmarks.sparsity import OURS, Settings, rates
 from benchmarks.surgeons import stays
@@ -184,12 +184,10 @@ def main() -> None:
         if args.only and method not in args.only:
             continue
 
-        def tried(k: int, settings: Settings, method: str = method) -> dict[str, Any] | None:
-            work = partial(pruned, args.data, method, settings, FRACTIONS[0], 0, True)
-            label = f"{method} {settings['rate']:g}"
-            return run("text_sparsity/grid", label, 0, settings, args, work, ran(method))
+        def held(settings: Settings, method: str = method) -> dict[str, Any]:
+            return pruned(args.data, method, settings, FRACTIONS[0], 0, True)
 
-        settled[method] = chosen(grid, tried, "accuracy")
+        settled[method] = settled_on("text_sparsity", method, grid, args, held, "accuracy", ran(method))
     for fraction in FRACTIONS:
         rows = []
         for method, settings in settled.items():

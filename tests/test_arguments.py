@@ -41,6 +41,14 @@ def test_targets_that_are_no_classes_of_the_model(name):
             use()
 
 
+def test_what_a_loss_of_ones_own_says_is_left_as_it_is():
+    def broken(y, target):
+        raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        ip.evaluate(net(), ip.Task(X, Y, loss=broken))
+
+
 def test_a_generator_is_explored_on_its_own_classes():
     generator = ip.generate(net(), ip.Task(X, Y), steps=1, networks=2)
     for y, said in ((Y + 30, "labels must be from 0 to 2"), (Y[:, None], r"got \(12, 1\)")):
@@ -105,10 +113,10 @@ def test_what_an_invariant_optimiser_takes():
     for tolerance in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="tolerance must be > 0"):
             ip.optim.Invariant(sgd(model), model, kept, tolerance=tolerance)
-    with pytest.raises(TypeError, match=r"base is a Optimizer, got Sequential; the arguments are Invariant\(base"):
+    with pytest.raises(TypeError, match=r"base must be of type Optimizer, got Sequential; the arguments"):
         ip.optim.Invariant(model, sgd(model), kept)
     for keep in (X, None):
-        with pytest.raises(TypeError, match="keep is a Memory or Reference or References"):
+        with pytest.raises(TypeError, match="keep must be of type Memory or Reference or References"):
             ip.optim.Invariant(sgd(model), model, keep)
 
 
@@ -117,15 +125,15 @@ def test_what_an_invariant_optimiser_takes():
     [
         (lambda: ip.Ensemble(net()), "takes a list of networks, got one Sequential; put it in a list"),
         (lambda: ip.compare(net(), X, Y), "compared from a list or an Ensemble, got one Sequential"),
-        (lambda: ip.compare([net(), net()], {"x": X}), "x is a Tensor, got dict"),
-        (lambda: ip.evaluate(net(), (X, Y)), r"the second argument is a Task, got tuple; give ip.Task\(x, y\)"),
-        (lambda: ip.evaluate([net()], ip.Task(X, Y)), "what is evaluated is an nn.Module, got list"),
-        (lambda: ip.robustness([net(), net()], X, Y, 0.1), "what is attacked is an nn.Module, got list.*ip.Ensemble"),
-        (lambda: ip.explore(net(), ip.Task(X, Y)), "what is explored is a Generator, got Sequential"),
-        (lambda: ip.distill([net()], net(), X), "the teacher is an nn.Module, got list"),
+        (lambda: ip.compare([net(), net()], {"x": X}), "x must be of type Tensor, got dict"),
+        (lambda: ip.evaluate(net(), (X, Y)), r"of type Task, got tuple; give ip.Task\(x, y\)"),
+        (lambda: ip.evaluate([net()], ip.Task(X, Y)), "what is evaluated must be an nn.Module, got list"),
+        (lambda: ip.robustness([net(), net()], X, Y, 0.1), r"attacked must be an nn.Module, got list.*ip.Ensemble"),
+        (lambda: ip.explore(net(), ip.Task(X, Y)), "what is explored must be of type Generator, got Sequential"),
+        (lambda: ip.distill([net()], net(), X), "the teacher must be an nn.Module, got list"),
         (lambda: ip.barrier(net(), ip.Task(X, Y)), r"a path of networks, got Sequential; make one with ip.connect"),
-        (lambda: ip.along(ip.connect(net(), net(), curve="segment"), (X, Y)), "second argument is a Task, got tuple"),
-        (lambda: ip.compact("net", X), "what is made compact is an nn.Module, got str"),
+        (lambda: ip.along(ip.connect(net(), net(), curve="segment"), (X, Y)), "must be of type Task, got tuple"),
+        (lambda: ip.compact("net", X), "what is made compact must be an nn.Module, got str"),
     ],
 )
 def test_things_in_each_others_places(use, said):

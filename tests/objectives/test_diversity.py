@@ -61,6 +61,20 @@ def test_batches_of_a_step_make_up_the_whole_and_the_others_run_once():
     assert float(in_weights.freeze(3, 1)(network, theta)) == float(in_weights(network, theta))
 
 
+def test_another_network_has_its_own_outputs_to_leave():
+    others, inputs = [mlp()], x(8, 4)
+    objective, networks = ip.Diversity(others, inputs.float()), [Network(mlp()), Network(mlp().float())]
+    found = [objective(network, network.start + 0.1) for network in (*networks[1:], *networks[1:])]
+    assert found[0] == found[1] and found[0].dtype == torch.float32
+    frozen = [mlp(), mlp()]
+    frozen[1][0].weight.requires_grad_(False).add_(1)
+    again = ip.Diversity(others, inputs)
+    values = [float(again(network, network.start + 0.1)) for network in map(Network, (*frozen, frozen[0]))]
+    assert values[0] == values[2] != values[1]
+    fresh = Network(frozen[1])
+    assert values[1] == float(ip.Diversity(others, inputs)(fresh, fresh.start + 0.1))
+
+
 def test_inputs_come_from_a_loader_too():
     network, others, inputs = Network(mlp()), [mlp()], x(12, 4)
     theta = network.start + 0.1

@@ -43,7 +43,7 @@ class Diversity(Objective):
     output: Output = None
     batch_size: int = 256
     _step: tuple[int, int] | None = field(default=None, init=False, repr=False)
-    _known: list[Task] = field(default_factory=list, init=False, repr=False)
+    _known: list[tuple[Network, Task]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -73,7 +73,7 @@ class Diversity(Objective):
 
     def _compared(self, net: Network) -> Task:
         """The given networks' outputs `(N, M, C)` as what to move away from."""
-        if not self._known:
+        if not self._known or self._known[0][0] is not net:
             examples, points = Examples.of(self.x, what="a diversity's inputs"), self.points(net)
             with torch.no_grad():
                 batches = [examples.take(rows, net.space.device)[0]
@@ -85,8 +85,9 @@ class Diversity(Objective):
                 apart = [divergence.rows(y, target) for target in targets.unbind(1)]
                 return -torch.stack(apart).mean(0)
 
-            self._known.append(Task(self.x, torch.cat(others), nearness, self.output, self.batch_size))
-        return self._known[0]
+            task = Task(self.x, torch.cat(others), nearness, self.output, self.batch_size)
+            self._known[:] = [(net, task)]  # of this network: another has other frozen parts, or another precision
+        return self._known[0][1]
 
     def _log_distance(self, theta: Tensor, point: Tensor, index: int) -> Tensor:
         # A path that starts at one of the networks has distance zero and no direction to leave in: a seeded offset of
