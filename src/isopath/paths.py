@@ -11,6 +11,7 @@ from isopath.connect import (
     plane,
     reestimated,
     repaired,
+    rescaled,
 )
 from isopath.path import Bezier, Path, PolyChain, Segment
 from isopath.trace.trajectory import Trajectory
@@ -31,4 +32,5 @@ __all__ = [
     "plane",
     "reestimated",
     "repaired",
+    "rescaled",
 ]

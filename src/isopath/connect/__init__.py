@@ -6,6 +6,7 @@ from isopath.connect.geodesic import functional_length, geodesic
 from isopath.connect.plane import Plane, plane
 from isopath.connect.profile import Profile, along, barrier
 from isopath.connect.proximal import Alternation, alternating
+from isopath.connect.rescaled import rescaled
 from isopath.connect.statistics import reestimated, repaired
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "plane",
     "reestimated",
     "repaired",
+    "rescaled",
 ]

@@ -1,0 +1,98 @@
+"""The straight line, made low by rescaling."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import isopath as ip
+from isopath.paths import rescaled
+
+X = torch.randn(90, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+Y = (X @ torch.randn(4, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)).argmax(1)
+TASK = ip.Task(X, Y, batch_size=30)
+
+
+def fitted(seed: int, norm: bool = False, act: type[nn.Module] = nn.ReLU) -> nn.Module:
+    torch.manual_seed(seed)
+    first = [nn.Linear(4, 12), *([nn.BatchNorm1d(12)] if norm else []), act()]
+    model = nn.Sequential(*first, nn.Linear(12, 8), act(), nn.Linear(8, 3)).double()
+    optimiser = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(X), Y).backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_far_end_computes_the_same_and_the_line_is_lower(norm):
+    a, b = fitted(0, norm), fitted(1, norm)
+    kept = [copy.deepcopy(m.state_dict()) for m in (a, b)]
+    perm = ip.align(a, b, X)
+    line = rescaled(a, b, TASK, perm, steps=200, rate=0.02)
+    assert torch.allclose(line.model(1)(X), b(X), atol=1e-9)  # running statistics are rescaled too
+    assert not torch.allclose(line(1), ip.connect(a, perm(b), curve="segment")(1))
+    data = X if norm else None
+    plain = ip.along(ip.connect(a, b, curve="segment", permutation=perm), TASK, data=data)
+    assert ip.along(line, TASK, data=data).mean("loss") < plain.mean("loss") - 0.01
+    assert len(line.history) == 200 and line.history[-1]["evaluations"] > 200 * 30  # what judging cost is counted
+    for model, before in zip((a, b), kept):
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_planted_factors_are_undone():
+    a = fitted(0)
+    found = ip.symmetries(a, X[:2])
+    b = copy.deepcopy(a)
+    factors = torch.linspace(0.3, 3, 12, dtype=torch.float64)
+    with torch.no_grad():
+        b[0].weight.mul_(factors[:, None])
+        b[0].bias.mul_(factors)
+        b[2].weight.div_(factors)
+    line = rescaled(a, b, TASK, found, steps=0)
+    assert torch.allclose(line(1), line(0), atol=1e-6) and line.history == []
+
+
+def test_no_line_ends_above_the_one_that_was_given():
+    a, b = fitted(0), fitted(1)
+    found = ip.symmetries(a, X[:2])
+    wild = rescaled(a, b, TASK, found, steps=5, rate=50.0)  # throws the factors away
+    plain = ip.connect(a, b, curve="segment")
+    assert ip.along(wild, TASK).mean("loss") <= ip.along(plain, TASK).mean("loss") + 1e-3
+
+
+def test_it_repeats_to_the_bit_and_takes_a_symmetry_or_a_permutation():
+    a, b = fitted(0), fitted(1)
+    perm = ip.align(a, b, X)
+    one, two = (rescaled(a, b, TASK, perm, steps=20, seed=3) for _ in range(2))
+    other = rescaled(a, perm(b), TASK, perm.symmetries, steps=20, seed=3)
+    assert torch.equal(one(1), two(1)) and torch.equal(one(1), other(1)) and one.history == two.history
+    assert not torch.equal(one(1), rescaled(a, b, TASK, perm, steps=20, seed=4)(1))
+
+
+def test_parameters_that_do_not_move_are_not_rescaled():
+    a = fitted(0)
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b[0].weight.add_(0.3)
+        b[2].weight.add_(0.1)
+    line = rescaled(a, b, TASK, ip.symmetries(a, X[:2]), steps=30, trainable=["0.*", "2.*"])
+    moved = line.model(1)
+    assert torch.equal(moved[4].weight, b[4].weight) and torch.equal(moved[2].weight.sign(), b[2].weight.sign())
+    assert not torch.allclose(moved[0].weight, b[0].weight) and torch.allclose(moved(X), b(X), atol=1e-9)
+    with pytest.raises(ValueError, match="touch parameters that do not move"):
+        rescaled(a, copy.deepcopy(a), TASK, ip.symmetries(a, X[:2]), trainable=["0.*"])
+
+
+def test_slips_say_what_to_do():
+    a, b = fitted(0, act=nn.Tanh), fitted(1, act=nn.Tanh)
+    with pytest.raises(ValueError, match="no units can be rescaled"):
+        rescaled(a, b, TASK, ip.symmetries(a, X[:2]))
+    a, b = fitted(0), fitted(1)
+    found = ip.symmetries(a, X[:2])
+    with pytest.raises(ValueError, match="steps must be >= 0 and rate > 0"):
+        rescaled(a, b, TASK, found, rate=0.0)
+    with pytest.raises(TypeError, match="permutation"):
+        rescaled(a, b, TASK, None)
