@@ -26,7 +26,7 @@ import isopath as ip
 from benchmarks import methods
 from benchmarks.harness import JOINED, RESULTS, arguments, run, table
 from benchmarks.networks import ViT, mlp, resnet20
-from isopath.connect import repaired
+from isopath.paths import repaired, rescaled
 from isopath.run import data as files
 from isopath.symmetry import balanced, nearest
 
@@ -34,6 +34,8 @@ CACHE = Path("runs") / "benchmarks"
 MATCHED = 5000  # training images that alignment reads
 ESTIMATED = 2000  # of them, those that running statistics are estimated on
 LINES = ("unaligned", "activations")
+RESCALED = {"rescaled": ("symmetry/rescaling", "symmetry/trial")}
+RESCALED["learned"] = (*RESCALED["rescaled"], "connect/rescaled")
 ALL = ("unaligned", "activations", "weights", "mixed")
 
 
@@ -47,7 +49,8 @@ class Protocol:
         epochs, rate, decay, size: of training, by AdamW or SGD with Nesterov's momentum 0.9; the rate rises over a
             tenth of the steps and falls to zero in a straight line.
         methods: of alignment; `"rescaled"` aligns the balanced forms by activations and weights, and then rescales the
-            second network's units to be nearest to the first's.
+            second network's units to be nearest to the first's, `"learned"` goes on to factors that lower the loss
+            along the line on the training images (`ip.paths.rescaled`).
         repair: activation variances are repaired between the ends.
         pairs: the most pairs.
         networks: the protocol whose networks are joined, where it is another one.
@@ -68,15 +71,15 @@ class Protocol:
 
 PROTOCOLS = {
     "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
-    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled")),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled", "learned")),
     "cifar_mlp_repair": Protocol(
-        lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=("unaligned", "mixed", "rescaled"), repair=True,
-        networks="cifar_mlp",
+        lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=("unaligned", "mixed", "rescaled", "learned"),
+        repair=True, networks="cifar_mlp",
     ),
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
-    "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=LINES, pairs=2),
-    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled")),
+    "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=(*LINES, "learned"), pairs=2),
+    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled", "learned")),
 }
 
 
@@ -122,10 +125,15 @@ def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[s
     train, test = (loaded(root, p.data, part) for part in (True, False))
     a, b = (trained(p.networks or name, p, 2 * seed + i, train) for i in (0, 1))
     x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:MATCHED]]
-    if method == "rescaled":
+    spent = 0.0
+    if method in ("rescaled", "learned"):
         found = ip.symmetries(a, x[:2])
         a, b = balanced(a, found), balanced(b, found)
-        b = nearest(a, ip.align(a, b, x, method="mixed", symmetries=found, seed=seed)(b), found)
+        permutation = ip.align(a, b, x, method="mixed", symmetries=found, seed=seed)
+        b = nearest(a, permutation(b), found)
+        if method == "learned":
+            line = rescaled(a, b, ip.Task(*train), found, seed=seed)
+            b, spent = line.model(1), line.history[-1]["evaluations"]
     elif method != "unaligned":
         b = ip.align(a, b, x, method=method, seed=seed)(b)
     curve, task = ip.connect(a, b, curve="segment"), ip.Task(*test, batch_size=1000)
@@ -142,6 +150,7 @@ def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[s
         "accuracy_barrier": 100 * _above(scores, -1),
         "loss": losses,
         "accuracy": scores,
+        "evaluations": spent,
     }
 
 
@@ -179,7 +188,7 @@ def main() -> None:
                     "matched": MATCHED, "estimated": ESTIMATED,
                 }  # fmt: skip
                 work = partial(joined, name, p, args.data, method, seed)
-                ran = (*JOINED, "symmetry/rescaling", "symmetry/trial") if method == "rescaled" else JOINED
+                ran = (*JOINED, *RESCALED[method]) if method in RESCALED else JOINED
                 rows.append(run(f"connect/{name}", method, seed, fixed, args, work, ran))
         columns = ["ends", "middle", "barrier", "accuracy_barrier", "seconds"]
         texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))

@@ -20,7 +20,7 @@ from benchmarks.tasks.mixed import CLASSES
 RESULTS = Path(__file__).parent / "results"
 ROOT = RESULTS.parent.parent
 PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-ALIGNED = ("unaligned", "activations", "weights", "mixed", "rescaled")
+ALIGNED = ("unaligned", "activations", "weights", "mixed", "rescaled", "learned")
 LINES = {
     "mnist_mlp": "MNIST, 3 × 512",
     "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512",

@@ -42,6 +42,24 @@ def test_the_far_end_computes_the_same_and_the_line_is_lower(norm):
         assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_heads_of_attention_are_rescaled_by_parts_of_one_tensor():
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    x = torch.randn(40, 5, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = x[:, 0, :3].argmax(1)
+    torch.manual_seed(0)
+    a, b = Attending().double().eval(), Attending().double().eval()
+    line = rescaled(a, b, ip.Task(x, y, batch_size=20), ip.symmetries(a, x[:2]), steps=30, rate=0.02)
+    assert torch.allclose(line.model(1)(x), b(x), atol=1e-9)
+    assert not torch.equal(line.model(1).attention.in_proj_weight, b.attention.in_proj_weight)
+
+
 def test_planted_factors_are_undone():
     a = fitted(0)
     found = ip.symmetries(a, X[:2])

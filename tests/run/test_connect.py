@@ -138,6 +138,7 @@ def test_without_tasks_or_alignment_there_is_still_a_curve(config: Path):
         ("objective=null", "a curve is trained on an objective"),
         ("tolerance=0.1", "no key 'tolerance'|has no key"),
         ("curve=circle", "curve must be"),
+        ("rescale=5", "no units can be rescaled"),
     ],
 )
 def test_mistakes_are_said_in_one_line_and_leave_no_folder(
@@ -148,6 +149,25 @@ def test_mistakes_are_said_in_one_line_and_leave_no_folder(
     error = capsys.readouterr().err
     assert re.search(said, error) and error.count("\n") == 1, error
     assert not run.exists()
+
+
+def test_the_line_is_rescaled_before_the_curve_is_trained(config: Path, capsys: pytest.CaptureFixture[str]):
+    tree, folder = yaml.safe_load(config.read_text()), config.parent / "relu"
+    tree["model"] = yaml.safe_load(yaml.safe_dump(tree["model"]).replace("torch.nn.Tanh", "torch.nn.ReLU"))
+    folder.mkdir()
+    (folder / "joined.yaml").write_text(yaml.safe_dump({**tree, "rescale": 300}))
+    assert isopath("connect", folder / "joined.yaml", "--out", folder / "run") == 0
+    metrics = read_json(folder / "run" / "metrics.json")
+    rows = {row[0]: row for row in metrics["table"]["rows"]}
+    assert list(rows) == ["straight line", "aligned straight line", "rescaled straight line", "isopath curve"]
+    assert 0 < rows["rescaled straight line"][-1] < rows["isopath curve"][-1] == metrics["evaluations"]
+    lines = metrics["profiles"]
+    assert sum(lines["rescaled straight line"]["loss"]) < sum(lines["aligned straight line"]["loss"])
+    assert lines["rescaled straight line"]["loss"][-1] == pytest.approx(lines["straight line"]["loss"][-1], abs=1e-5)
+    assert isopath("resume", folder / "run") == 0  # the same factors are found again
+    refused = folder / "joined.yaml", "--out", folder / "no", "--set", "align=null"
+    assert isopath("connect", *refused) == 2
+    assert "rescale lowers the objective along the line to an aligned network" in capsys.readouterr().err
 
 
 def test_a_connection_is_no_trace(run: Path, capsys: pytest.CaptureFixture[str]):

@@ -114,7 +114,8 @@ class _Search:
     ) -> None:
         self.network, self.far, self.found, self.objective = network, far, found, objective
         self.rate, self.seed, self.history = rate, seed, list[dict[str, float]]()
-        self._tensors = {name: p.detach() for name, p in far.named_parameters()}
+        # leaves of the graph: several views of one tensor are multiplied in place, of which a constant allows but one
+        self._tensors = {name: p.detach().requires_grad_() for name, p in far.named_parameters()}
         self._logarithms = [
             torch.zeros(found.groups[scaling.group].shape, dtype=network.space.dtype, device=network.space.device)
             .requires_grad_(True) for scaling in found.scalings

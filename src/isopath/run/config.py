@@ -70,6 +70,7 @@ def _connected(
     prefixes: Mapping[str, str] | None = None,
     data: Any = None,
     align: Literal["activations", "weights", "mixed"] | None = "activations",
+    rescale: int = 0,
     plane: int = 11,
 ) -> None:
     """The keys beside the arguments of `isopath.connect`.
@@ -81,6 +82,8 @@ def _connected(
         prefixes: of the names in these files, and what stands in their place in the model: `{module.: ""}`.
         data: inputs to align on and to estimate running statistics on.
         align: how the second network's units are matched to the first's; null for not at all.
+        rescale: steps in which factors of the second network's units are found that lower the straight line to it,
+            once it is aligned; 0 for none.
         plane: points on each axis of the loss over the plane of the curve, for the report; 0 for none.
     """
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from isopath.connect import Curve, Profile, along, plane
+from isopath.connect import Curve, Profile, along, plane, rescaled
 from isopath.connect.curve import begin
 from isopath.connect.training import Training
 from isopath.objectives import Task
@@ -73,6 +73,9 @@ class Connection:
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
         if tree["align"] is not None and data is None:
             raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")
+        if tree["rescale"] and (tree["align"] is None or objective is None):
+            raise ConfigError("rescale lowers the objective along the line to an aligned network: give objective: and "
+                              "align:, or say rescale: 0")  # fmt: skip
         return cls(models[0], models[1], objective, data.inputs if isinstance(data, Data) else data, tasks, tree)
 
     def aligned(self) -> Permutation | None:
@@ -80,10 +83,18 @@ class Connection:
         method = self.tree["align"]
         return method and align(self.model_a, self.model_b, self.data, method, seed=self.tree["seed"])
 
-    def begin(self, permutation: Permutation | None) -> tuple[Curve, Training | None]:
-        """The curve as it starts, and what trains it."""
+    def rescaled(self, permutation: Permutation | None) -> Curve | None:
+        """The straight line with the second network's units rescaled; `None` where the config wants none."""
+        steps, options = self.tree["rescale"], {key: self.tree[key] for key in ("trainable", "seed")}
+        if not steps or permutation is None:
+            return None
+        return rescaled(self.model_a, self.model_b, self.objective, permutation, steps=steps, **options)
+
+    def begin(self, permutation: Permutation | None, line: Curve | None = None) -> tuple[Curve, Training | None]:
+        """The curve as it starts, and what trains it, to the end of a line where there is one."""
         options = {key: self.tree[key] for key in OPTIONS}
-        return begin(self.model_a, self.model_b, self.objective, permutation=permutation, **options)
+        model_b, moved = (self.model_b, permutation) if line is None else (line.model(1), None)
+        return begin(self.model_a, model_b, self.objective, permutation=moved, **options)
 
 
 def connect(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
@@ -110,7 +121,8 @@ def _run(job: Connection, run: Path) -> Path:
     """From the checkpoints, or from where the run stood, to the report."""
     console, began = Console(highlight=False), time.perf_counter()
     permutation = job.aligned()
-    curve, training = job.begin(permutation)
+    line = job.rescaled(permutation)
+    curve, training = job.begin(permutation, line)
     if not (run / "run.json").exists():
         info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network), "ends": _digest(curve)}
         write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
@@ -126,7 +138,7 @@ def _run(job: Connection, run: Path) -> Path:
         curve = replace(curve, history=trained(training, training.steps, run, console, "curve"))
     if not (run / "curve.json").exists():
         curve.save(run)
-    metrics = _findings(job, curve, permutation)
+    metrics = _findings(job, curve, permutation, line)
     write_json(run / "metrics.json", {**metrics, "seconds": time.perf_counter() - began})
     page = report.write(run)
     print_table(metrics, console, metrics["reason"])
@@ -142,21 +154,24 @@ def _digest(curve: Curve) -> str:
 # --- what was found -------------------------------------------------------------------------------------------------
 
 
-def _findings(job: Connection, curve: Curve, permutation: Permutation | None) -> dict[str, Any]:
+def _findings(
+    job: Connection, curve: Curve, permutation: Permutation | None, line: Curve | None
+) -> dict[str, Any]:
     """Profiles of the straight lines and of the curve, their table, the plane, and a sentence."""
-    spent = curve.history[-1]["evaluations"] if curve.history else 0.0
+    before = line.history[-1]["evaluations"] if line is not None else 0.0
+    spent = before + (curve.history[-1]["evaluations"] if curve.history else 0.0)
     found: dict[str, Any] = {"status": "joined", "evaluations": spent, "steps": len(curve.history)}
     if permutation is not None:
         found["displaced"], found["units"] = sum(permutation.displaced.values()), permutation.symmetries.units
     if not job.tasks:
         return {**found, "reason": "Both networks are joined; evaluate: names tasks to score along the curve."}
     name, task = next(iter(job.tasks.items()))
-    curves = _curves(job, curve, permutation)
+    curves = _curves(job, curve, permutation, line)
     profiles = {label: along(each, task, data=job.data) for label, each in curves.items()}
     found |= {
         "task": name,
         "profiles": {label: asdict(profile) for label, profile in profiles.items()},
-        "table": _table(curves, profiles, name, spent),
+        "table": _table(curves, profiles, name, {"rescaled straight line": before, "isopath curve": spent}),
         "reason": _sentence(profiles, name),
     }
     others = {other: along(curve, each, data=job.data) for other, each in job.tasks.items() if other != name}
@@ -177,8 +192,10 @@ def _first(task: Task, count: int) -> Task:
     return few
 
 
-def _curves(job: Connection, curve: Curve, permutation: Permutation | None) -> dict[str, Curve]:
-    """The straight line, that to the permuted network, and the curve that was trained."""
+def _curves(
+    job: Connection, curve: Curve, permutation: Permutation | None, rescaled: Curve | None
+) -> dict[str, Curve]:
+    """The straight line, that to the permuted network, to the rescaled one, and the curve that was trained."""
     options: dict[str, Any] = {"curve": "segment", "trainable": job.tree["trainable"]}
 
     def line(moved: Permutation | None) -> Curve:
@@ -188,13 +205,15 @@ def _curves(job: Connection, curve: Curve, permutation: Permutation | None) -> d
     curves = {"straight line": line(None)}
     if permutation is not None:
         curves["aligned straight line"] = line(permutation)
+    if rescaled is not None:
+        curves["rescaled straight line"] = rescaled
     if curve.history:
         curves["isopath curve"] = curve
     return curves
 
 
 def _table(
-    curves: Mapping[str, Curve], profiles: Mapping[str, Profile], task: str, spent: float
+    curves: Mapping[str, Curve], profiles: Mapping[str, Profile], task: str, spent: Mapping[str, float]
 ) -> dict[str, list[Any]]:
     scored = all(value is not None for profile in profiles.values() for value in profile.accuracy)
     columns = ["method", *([f"lowest {task} accuracy", f"mean {task} accuracy"] if scored else []),
@@ -202,8 +221,7 @@ def _table(
     rows = []
     for label, profile in profiles.items():
         accuracy = [min(float(v or 0) for v in profile.accuracy), profile.mean("accuracy")] if scored else []
-        cost = spent if label == "isopath curve" else 0.0
-        rows.append([label, *accuracy, profile.barrier, curves[label].length(), cost])
+        rows.append([label, *accuracy, profile.barrier, curves[label].length(), spent.get(label, 0.0)])
     return {"columns": columns, "rows": rows}
 
 

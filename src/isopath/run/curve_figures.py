@@ -11,7 +11,8 @@ from plotly.subplots import make_subplots
 from isopath.run.style import Row, Scale, safe, styled, thinned, whole
 from isopath.run.words import number
 
-COLOURS = {"straight line": "var(--slate)", "aligned straight line": "var(--orange)", "isopath curve": "var(--blue)"}
+COLOURS = {"straight line": "var(--slate)", "aligned straight line": "var(--orange)",
+           "rescaled straight line": "var(--green)", "isopath curve": "var(--blue)"}  # fmt: skip
 
 
 def curve_figures(metrics: Row, history: Sequence[Row]) -> dict[str, go.Figure | None]:
