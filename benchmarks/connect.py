@@ -24,18 +24,20 @@ from torch import nn
 
 import isopath as ip
 from benchmarks import methods
-from benchmarks.harness import JOINED, RESULTS, arguments, run, table
+from benchmarks.harness import JOINED, RESULTS, arguments, run, settled_on, table
 from benchmarks.networks import ViT, mlp, resnet20
 from isopath.paths import repaired, rescaled
 from isopath.run import data as files
 from isopath.symmetry import balanced, nearest
 
 CACHE = Path("runs") / "benchmarks"
+HELD = 5000  # training images that the factors' settings are chosen on
 MATCHED = 5000  # training images that alignment reads
 ESTIMATED = 2000  # of them, those that running statistics are estimated on
 LINES = ("unaligned", "activations")
 RESCALED = {"rescaled": ("symmetry/rescaling", "symmetry/trial")}
 RESCALED["learned"] = (*RESCALED["rescaled"], "connect/rescaled")
+FACTORS = ((3e-3, 600), (3e-3, 1500), (1e-2, 300), (1e-2, 1500))
 ALL = ("unaligned", "activations", "weights", "mixed")
 
 
@@ -51,6 +53,8 @@ class Protocol:
         methods: of alignment; `"rescaled"` aligns the balanced forms by activations and weights, and then rescales the
             second network's units to be nearest to the first's, `"learned"` goes on to factors that lower the loss
             along the line on the training images (`ip.paths.rescaled`).
+        factors: rates and steps to learn them with, of which one is chosen on 5,000 training images by the barrier
+            between two networks that were trained without these.
         repair: activation variances are repaired between the ends.
         pairs: the most pairs.
         networks: the protocol whose networks are joined, where it is another one.
@@ -64,6 +68,7 @@ class Protocol:
     decay: float = 0.0
     size: int = 128
     methods: tuple[str, ...] = ALL
+    factors: tuple[tuple[float, int], ...] = ((3e-3, 600),)
     repair: bool = False
     pairs: int = 3
     networks: str = ""
@@ -71,7 +76,8 @@ class Protocol:
 
 PROTOCOLS = {
     "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
-    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled", "learned")),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled", "learned"),
+                          factors=FACTORS),
     "cifar_mlp_repair": Protocol(
         lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=("unaligned", "mixed", "rescaled", "learned"),
         repair=True, networks="cifar_mlp",
@@ -79,7 +85,8 @@ PROTOCOLS = {
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
     "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=(*LINES, "learned"), pairs=2),
-    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled", "learned")),
+    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled", "learned"),
+                            factors=FACTORS),
 }
 
 
@@ -120,10 +127,15 @@ def trained(name: str, p: Protocol, seed: int, train: methods.Pair) -> nn.Module
     return methods.cached(f"{name}-{seed}", p.build(), fit)
 
 
-def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[str, Any]:
+def joined(
+    name: str, p: Protocol, root: Path, method: str, seed: int, factors: dict[str, Any], held: bool = False
+) -> dict[str, Any]:
     """The straight line between networks `2 seed` and `2 seed + 1`, the second aligned."""
     train, test = (loaded(root, p.data, part) for part in (True, False))
-    a, b = (trained(p.networks or name, p, 2 * seed + i, train) for i in (0, 1))
+    if held:
+        order = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(77))
+        train, test = ((train[0][rows], train[1][rows]) for rows in (order[HELD:], order[:HELD]))
+    a, b = (trained(f"{p.networks or name}{'-held' * held}", p, 2 * seed + i, train) for i in (0, 1))
     x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:MATCHED]]
     spent = 0.0
     if method in ("rescaled", "learned"):
@@ -132,7 +144,7 @@ def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[s
         permutation = ip.align(a, b, x, method="mixed", symmetries=found, seed=seed)
         b = nearest(a, permutation(b), found)
         if method == "learned":
-            line = rescaled(a, b, ip.Task(*train), found, seed=seed)
+            line = rescaled(a, b, ip.Task(*train), found, **factors, seed=seed)
             b, spent = line.model(1), line.history[-1]["evaluations"]
     elif method != "unaligned":
         b = ip.align(a, b, x, method=method, seed=seed)(b)
@@ -151,6 +163,7 @@ def joined(name: str, p: Protocol, root: Path, method: str, seed: int) -> dict[s
         "loss": losses,
         "accuracy": scores,
         "evaluations": spent,
+        "low": -_above(losses, 1),
     }
 
 
@@ -174,6 +187,16 @@ def _repaired(
     return found
 
 
+def best(args: Any, name: str, ran: tuple[str, ...]) -> dict[str, Any] | None:
+    """How factors are learned, by the barrier on held-out images; `None` while not all is known."""
+    p, grid = PROTOCOLS[name], [{"rate": rate, "steps": steps} for rate, steps in PROTOCOLS[name].factors]
+
+    def held(factors: dict[str, Any]) -> dict[str, Any]:
+        return joined(name, p, args.data, "learned", 0, factors, held=True)
+
+    return settled_on(f"connect/{name}", "learned", grid, args, held, "low", ran)
+
+
 def main() -> None:
     """Runs what is missing and prints the tables."""
     args, texts = arguments(__doc__ or ""), []
@@ -187,8 +210,12 @@ def main() -> None:
                     "epochs": p.epochs, "optimiser": p.optimiser, "rate": p.rate, "decay": p.decay, "size": p.size,
                     "matched": MATCHED, "estimated": ESTIMATED,
                 }  # fmt: skip
-                work = partial(joined, name, p, args.data, method, seed)
                 ran = (*JOINED, *RESCALED[method]) if method in RESCALED else JOINED
+                factors = best(args, p.networks or name, ran) if method == "learned" else {}
+                if factors is None:
+                    continue
+                fixed |= {"factors": factors} if factors else {}
+                work = partial(joined, name, p, args.data, method, seed, factors)
                 rows.append(run(f"connect/{name}", method, seed, fixed, args, work, ran))
         columns = ["ends", "middle", "barrier", "accuracy_barrier", "seconds"]
         texts.append(f"{name}\n\n" + table(rows, columns, "{:.4g}"))

@@ -3,7 +3,8 @@
 CIFAR-10: a TinyTen-size network (nine convolutions with batch norm, 16 to 64 channels) on images averaged over 2 x 2
 pixels, eight epochs of SGD without augmentation: what two cores allow. Two pairs; a quadratic Bezier curve is trained
 for several budgets, its rate falling to zero over each; also proximal alternating minimisation of curve and
-permutation, from the identity and from the alignment. CIFAR-10 is a JPEG copy: published figures give orientation.
+permutation, from the identity and from the alignment; and a curve to the aligned network with its units rescaled, what
+that costs included. CIFAR-10 is a JPEG copy: published figures give orientation.
 
 MNIST, robust: a small convolutional network trained on PGD attacks (largest change 0.2, 5 steps), three epochs over
 20,000 images. Three pairs; the curve is trained on the attacked loss and scored under PGD with 10 steps on 500 test
@@ -16,6 +17,7 @@ images.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from torch import nn
 
 import isopath as ip
 from benchmarks import methods
-from benchmarks.connect import MATCHED, Protocol, loaded, trained
+from benchmarks.connect import MATCHED, RESCALED, Protocol, loaded, trained
 from benchmarks.harness import JOINED, RESULTS, arguments, run, table
 from benchmarks.networks import small_cnn, tiny_ten
 from isopath.attacks import PGD
@@ -38,6 +40,7 @@ EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
     "tiny": (*JOINED, "connect/training"),
     "pam": (*JOINED, "connect/training", "connect/proximal"),
+    "rescaled": (*JOINED, *RESCALED["learned"], "connect/training"),
     "robust": (*JOINED, "connect/training", "attacks/pgd", "objectives/robust"),
 }
 
@@ -58,6 +61,13 @@ def curve(root: Path, method: str, steps: int, seed: int) -> dict[str, Any]:
         start = ip.symmetries(a, x[:2]) if aligned is None else aligned
         result = alternating(a, b, task, start, rounds=ROUNDS, steps=steps // ROUNDS, rate=RATE, seed=seed)
         found, more = result.curve, {"displaced": [row["displaced"] for row in result.rounds]}
+    elif method == "rescaled":
+        found = ip.paths.rescaled(a, b, task, ip.align(a, b, x, seed=seed), seed=seed)
+        spent = found.history[-1]["evaluations"]
+        if steps:  # what the factors cost is not spent on the curve
+            left = steps - math.ceil(spent / SIZE)
+            found = ip.connect(a, found.model(1), task, steps=left, rate=RATE, seed=seed)
+            more = {"evaluations": spent + found.history[-1]["evaluations"]}
     else:
         kind = "bezier" if steps else "segment"
         found = ip.connect(a, b, task, kind, steps=steps, rate=RATE, permutation=aligned, seed=seed)
@@ -122,6 +132,7 @@ def main() -> None:
     args, texts = arguments(__doc__ or ""), []
     plan = {
         "tiny": [(m, s) for s in (*STEPS, 0) for m in ("aligned", "unaligned")]
+        + [("rescaled", s) for s in (STEPS[0], 0)]
         + [(f"pam-{m}", 800) for m in ("unaligned", "aligned")],
         "robust": [(m, s) for s in (0, ROBUST_STEPS) for m in ("unaligned", "aligned")],
     }
@@ -135,7 +146,7 @@ def main() -> None:
                 fixed = {"epochs": TINY.epochs, "rate": RATE, "size": SIZE, "steps": steps}
                 fixed |= {"eps": EPS, "rows": ROBUST_ROWS, "images": ROBUST_TRAIN} if name == "robust" else {}
                 work = partial(curve if name == "tiny" else robust, args.data, method, steps, seed)
-                ran = RAN["pam" if method.startswith("pam") else name]
+                ran = RAN["pam" if method.startswith("pam") else method if method in RAN else name]
                 found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, ran))
         texts.append(f"{name}\n\n" + table(found, [*columns, *(["clean"] if name == "robust" else [])], "{:.4g}"))
     text = "\n\n".join(texts)

@@ -138,9 +138,10 @@ def curved() -> str:
     """Trained curves between networks."""
     rows = []
     for (protocol, steps), what in CURVES.items():
-        low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in ("unaligned", "aligned")]
+        methods = ("unaligned", "aligned", "rescaled")
+        low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in methods]
         rows.append([what, *map(spread, (values(f"curves/{protocol}", f"aligned-{steps}", "ends"), *low))])
-    return ruled(["lowest point of 25 on the way, %", "ends", "as they came", "aligned"], rows)
+    return ruled(["lowest point of 25 on the way, %", "ends", "as they came", "aligned", "and rescaled"], rows)
 
 
 def in_turn() -> str:
