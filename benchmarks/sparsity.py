@@ -12,7 +12,8 @@ outputs, or, by logits, on the squared error of its logits. diagonal Fisher, K-F
 optimal brain surgeon with that matrix takes (for K-FAC it also moves the others), the matrix built anew in 20 stages.
 normalised steps: down the distance to the nearest point with so many zeros and the divergence of outputs together, in
 steps of a given length, as Raghavan & Thomson 2024 (doi 10.1038/s42256-024-00902-x) sparsify; the zeros at the end.
-isopath: `ip.Sparsity` with either score.
+isopath: `ip.Sparsity` with either score, "metric" that of optimal brain surgeon under Kronecker factors, "diagonal" that
+under the metric's diagonal.
 
     python -m benchmarks.sparsity --data DATA
 """
@@ -103,7 +104,7 @@ def rates(*grid: float) -> list[Settings]:
 
 
 PLAIN = {"one-shot": rates(0.0), "gradual, distilled": rates(*RATES), "isopath, magnitude": rates(*RATES),
-         "isopath, metric": rates(*RATES)}  # fmt: skip
+         "isopath, metric": rates(*RATES), "isopath, diagonal": rates(*RATES)}  # fmt: skip
 BESIDE = {"gradual, labels": rates(*RATES), LOGITS: rates(*RATES), **dict.fromkeys(SURGEONS, SURGERY),
           "normalised steps": LENGTHS}  # fmt: skip
 LONGER = {name: grid if len(grid) == 1 else rates(4e-3, 8e-3) for name, grid in PLAIN.items()}
@@ -115,6 +116,7 @@ STUDIES = {
         "one-shot": rates(0.0), "gradual, distilled": rates(2e-3, 4e-3),
         "diagonal Fisher, distilled": [{"rate": rate, "damping": 1e-3} for rate in (2e-3, 4e-3)],
         "isopath, magnitude": rates(4e-3, 8e-3), "isopath, metric": rates(8e-3, 1.6e-2),
+        "isopath, diagonal": rates(8e-3, 1.6e-2),
     }, 210, epochs=40),
     # at the rate that both chose for the other networks: a run takes minutes
     "lenet-5": Study(lenet5, (0.99, 0.9936), 0.9936, 12,
@@ -231,10 +233,11 @@ def pruned(root: Path, study: Study, method: str, settings: Settings, fraction: 
         spent = gradual(sparse, x, y, fraction, rate, budget, seed, method == LOGITS, SURGEONS.get(method),
                         settings.get("damping", 0.0))  # fmt: skip
     else:
-        objective = ip.Sparsity(fraction, score="metric" if method.endswith("metric") else "magnitude")
+        objective = ip.Sparsity(fraction, score="magnitude" if method.endswith("magnitude") else "metric")
+        metric = "diagonal" if method.endswith("diagonal") else "kronecker"
         kept = ip.Reference(x, split=0.9, divergence=study.divergence)
         steps = ip.steps(model, kept, objective, study.tolerance, study.rounds, seed, max_evaluations=budget,
-                         corrector=Recovery(rate=rate), direction=NaturalGradient(options={"samples": 1}))  # fmt: skip
+                         corrector=Recovery(rate=rate), direction=NaturalGradient(metric, options={"samples": 1}))  # fmt: skip
         *_, last = steps
         sparse, spent = last.model(), last.evaluations  # type: ignore[assignment]
     zero = sum(int((p == 0).sum()) for p in weights(sparse)) / sum(p.numel() for p in weights(sparse))
