@@ -12,8 +12,7 @@ outputs, or, by logits, on the squared error of its logits. diagonal Fisher, K-F
 optimal brain surgeon with that matrix takes (for K-FAC it also moves the others), the matrix built anew in 20 stages.
 normalised steps: down the distance to the nearest point with so many zeros and the divergence of outputs together, in
 steps of a given length, as Raghavan & Thomson 2024 (doi 10.1038/s42256-024-00902-x) sparsify; the zeros at the end.
-isopath: `ip.Sparsity` with either score, "metric" that of optimal brain surgeon under Kronecker factors, "diagonal" that
-under the metric's diagonal.
+isopath: `ip.Sparsity` with either score, that by the metric under Kronecker factors ("metric") or their diagonal.
 
     python -m benchmarks.sparsity --data DATA
 """
@@ -235,9 +234,9 @@ def pruned(root: Path, study: Study, method: str, settings: Settings, fraction: 
     else:
         objective = ip.Sparsity(fraction, score="magnitude" if method.endswith("magnitude") else "metric")
         metric = "diagonal" if method.endswith("diagonal") else "kronecker"
-        kept = ip.Reference(x, split=0.9, divergence=study.divergence)
+        kept, direction = ip.Reference(x, split=0.9, divergence=study.divergence), NaturalGradient(metric, {"samples": 1})
         steps = ip.steps(model, kept, objective, study.tolerance, study.rounds, seed, max_evaluations=budget,
-                         corrector=Recovery(rate=rate), direction=NaturalGradient(metric, options={"samples": 1}))  # fmt: skip
+                         corrector=Recovery(rate=rate), direction=direction)  # fmt: skip
         *_, last = steps
         sparse, spent = last.model(), last.evaluations  # type: ignore[assignment]
     zero = sum(int((p == 0).sum()) for p in weights(sparse)) / sum(p.numel() for p in weights(sparse))
