@@ -233,8 +233,8 @@ def pruned(root: Path, study: Study, method: str, settings: Settings, fraction: 
                         settings.get("damping", 0.0))  # fmt: skip
     else:
         objective = ip.Sparsity(fraction, score="magnitude" if method.endswith("magnitude") else "metric")
-        metric = "diagonal" if method.endswith("diagonal") else "kronecker"
-        kept, direction = ip.Reference(x, split=0.9, divergence=study.divergence), NaturalGradient(metric, {"samples": 1})
+        direction = NaturalGradient("diagonal" if method.endswith("diagonal") else "kronecker", {"samples": 1})
+        kept = ip.Reference(x, split=0.9, divergence=study.divergence)
         steps = ip.steps(model, kept, objective, study.tolerance, study.rounds, seed, max_evaluations=budget,
                          corrector=Recovery(rate=rate), direction=direction)  # fmt: skip
         *_, last = steps
