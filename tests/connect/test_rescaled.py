@@ -73,6 +73,16 @@ def test_planted_factors_are_undone():
     assert torch.allclose(line(1), line(0), atol=1e-6) and line.history == []
 
 
+def test_a_soup_of_rescaled_networks_is_the_middle_of_their_line():
+    a, b = fitted(0), fitted(1)
+    plain, soup = ip.average([a, b], X), ip.average([a, b], X, objective=TASK)
+    line = rescaled(a, b, TASK, ip.align(a, b, X))
+    assert torch.allclose(soup(X), line.model(0.5)(X), atol=1e-6)
+    assert ip.evaluate(soup, TASK).loss < ip.evaluate(plain, TASK).loss
+    with pytest.raises(ValueError, match="give align=True"):
+        ip.average([a, b], align=False, objective=TASK)
+
+
 def test_no_line_ends_above_the_one_that_was_given():
     a, b = fitted(0), fitted(1)
     found = ip.symmetries(a, X[:2])

@@ -9,28 +9,42 @@ from typing import Any
 import torch
 from torch import nn
 
+from isopath.connect.rescaled import rescaled
 from isopath.connect.statistics import reestimated
+from isopath.objectives import Objective
 from isopath.symmetry import align as aligned
 
 
-def average(models: Sequence[nn.Module], data: Any = None, align: bool = True, **options: Any) -> nn.Module:
+def average(
+    models: Sequence[nn.Module], data: Any = None, align: bool = True, objective: Objective | Any = None,
+    **options: Any,
+) -> nn.Module:  # fmt: skip
     """The mean of several networks' weights (a model soup), each aligned to the first.
 
     Args:
         models: two or more of the same architecture; they are not modified.
         data: inputs to align on and to estimate running statistics anew.
         align: whether to align them first; needs `data`.
+        objective: where there is one, the units of every aligned network are rescaled so that it is low along the
+            straight line from the first (`rescaled`).
         options: of `align`.
 
     Raises:
-        ValueError: fewer than two networks, or no data to align on.
+        ValueError: fewer than two networks, no data to align on, or an objective without alignment.
     """
     if len(models) < 2:
         raise ValueError(f"an average needs at least 2 models, got {len(models)}")
     if align and data is None:
         raise ValueError("aligning the models needs data; give data=, or align=False if they are aligned already")
-    first = models[0]
-    others = [aligned(first, model, data, **options)(model) if align else model for model in models[1:]]
+    if objective is not None and not align:
+        raise ValueError("objective= rescales the units of aligned networks; give align=True and data=")
+    first, others = models[0], list(models[1:])
+    if align:
+        found = [aligned(first, model, data, **options) for model in others]
+        others = [
+            permutation(model) if objective is None else rescaled(first, model, objective, permutation).model(1)
+            for permutation, model in zip(found, others)
+        ]
     mean = copy.deepcopy(first)
     states = [model.state_dict() for model in (first, *others)]
     with torch.no_grad():
