@@ -1,5 +1,6 @@
 """Slips that people make, and what they are told."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -152,3 +153,44 @@ def test_a_run_is_read_into_the_architecture_that_was_traced(tmp_path):
     part = ip.trace(net(), None, ip.Task(X, Y), max_steps=1, trainable=["2.*"])
     part.save(tmp_path / "part")
     assert torch.equal(ip.Trajectory.load(tmp_path / "part", net()).model()[0].weight, net()[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (lambda: ip.align(net(), net(), X, method="mixed", weight="0.5"), "weight must be a number, got '0.5'"),
+        (lambda: ip.connect(net(), net(), ip.Task(X, Y), steps="10"), "steps must be a number, got '10'"),
+        (lambda: ip.connect(net(), net(), curve="segment").model("0.5"), "t must be a number, got '0.5'"),
+        (lambda: ip.connect(net(), net(), curve="segment").ensemble("3"), "count must be a number, got '3'"),
+        (lambda: ip.barrier(ip.connect(net(), net(), curve="segment"), ip.Task(X, Y), points="9"), "points must be a"),
+        (lambda: ip.pack(net(), {"a": ip.Task(X, Y)}, share=0.3, epochs="1"), "epochs must be a number, got '1'"),
+        (lambda: ip.generate(net(), ip.Task(X, Y), steps=1, diversity="0.1"), "diversity must be a number"),
+        (lambda: ip.Robust(X, Y, eps="0.1"), "eps must be a number, got '0.1'"),
+        (lambda: ip.Memory(examples="200"), "examples must be a number, got '200'"),
+        (lambda: ip.distill(net(), net(), X, epochs="3"), "epochs must be a number, got '3'"),
+    ],
+)
+def test_words_in_the_place_of_numbers(use, said):
+    with pytest.raises(TypeError, match=said):
+        use()
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    line = ip.connect(net(), net(), curve="segment")
+    assert torch.equal(line.model(np.float32(0.5))[0].weight, line.model(0.5)[0].weight)
+    assert ip.Memory(examples=np.int64(5)).examples == 5
+
+
+@pytest.mark.parametrize("verb", ["symmetries", "align", "footprint", "compact"])
+def test_inputs_on_which_the_model_does_not_run(verb):
+    wrong, model = torch.rand(2, 5), net()
+    use = (lambda: ip.align(model, net(), wrong)) if verb == "align" else (lambda: getattr(ip, verb)(model, wrong))
+    with pytest.raises(ValueError, match=r"Sequential does not run on the (example|data): got 0: \(2, 5\) torch.f"):
+        use()
+    assert model.training and all(module.training for module in model)
+
+
+@pytest.mark.parametrize("bad", [{"weight": 2.0}, {"sweeps": 0}, {"batch_size": 0}])
+def test_an_alignment_of_numbers_out_of_range(bad):
+    with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\], sweeps and batch_size be >= 1"):
+        ip.align(net(), net(), X, method="mixed", **bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,8 +22,15 @@ def check_module(given: Any, what: str, remedy: str = "give an nn.Module") -> No
 
 def check_number(given: Any, name: str) -> None:
     """Raises `TypeError` unless it is a real number."""
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{name} must be a number, got {given!r}")
+
+
+def check_numbers(**given: Any) -> None:
+    """Raises `TypeError` unless each is a real number, or `None`."""
+    for name, value in given.items():
+        if value is not None:
+            check_number(value, name)
 
 
 def check_count(given: Any, name: str) -> None:

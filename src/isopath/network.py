@@ -176,6 +176,23 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
+def check_runs(model: nn.Module, inputs: Any, what: str) -> None:
+    """Raises `ValueError` unless a module runs on some inputs, in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    args, kwargs = _arguments(inputs)
+    try:
+        with torch.no_grad(), plain_kernels():
+            model.eval()(*args, **kwargs)
+    except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} does not run on {what}: got {_shapes(inputs)}; give inputs as the model takes "
+            f"them. The model said: {error}"
+        ) from error
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def _shapes(inputs: Any) -> str:
     """Shapes, dtypes and devices, for an error."""
     args, kwargs = _arguments(inputs)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from isopath.arguments import check_number
+
 if TYPE_CHECKING:
     from isopath.geometry.metric import Metric
 
@@ -59,6 +61,7 @@ def check_path(given: object) -> None:
 
 def check_unit(t: float) -> float:
     """`t`, or a `ValueError` where it lies outside [0, 1]."""
+    check_number(t, "t")
     if not 0 <= t <= 1:
         raise ValueError(f"a path is defined for t in [0, 1], got {t}")
     return float(t)

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from isopath.arguments import check_numbers
+
 Norm = Literal["linf", "l2"]
 Rows = Callable[[Tensor, Tensor], Tensor]
 
@@ -49,6 +51,7 @@ class PGD:
     random: bool = True
 
     def __post_init__(self) -> None:
+        check_numbers(eps=self.eps, steps=self.steps, restarts=self.restarts, low=self.low, high=self.high)
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be 'linf' or 'l2', got {self.norm!r}")
         if self.eps < 0 or self.steps < 1 or self.restarts < 1:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_count, check_numbers
 from isopath.connect.statistics import BatchNetwork, normalisations, reestimated
 from isopath.connect.training import Sampling, Training
 from isopath.ensemble import Ensemble
@@ -82,6 +83,7 @@ class Curve(Path):
             data: inputs on which running statistics are estimated anew; see `model`.
             options: of `Ensemble`.
         """
+        check_count(count, "count")
         if count < 2:
             raise ValueError(f"an ensemble along a curve has both ends and so at least 2 networks, got {count}")
         return Ensemble([self.model(i / (count - 1), data) for i in range(count)], **options)
@@ -164,6 +166,7 @@ def connect(
     Raises:
         ValueError: the networks differ in a shape, an option is unknown, or there is no objective to train on.
     """
+    check_numbers(bends=bends, steps=steps, rate=rate)
     if curve not in ("bezier", "chain", "segment"):
         raise ValueError(f"curve must be 'bezier', 'chain' or 'segment', got {curve!r}")
     if bends < 1 or steps < 0:

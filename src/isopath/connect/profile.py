@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from isopath.arguments import check_kind
+from isopath.arguments import check_count, check_kind
 from isopath.connect.curve import Curve
 from isopath.evaluate import evaluate
 from isopath.geometry.reference import Reference
@@ -74,6 +74,7 @@ def along(
     """
     check_path(curve)
     check_kind(task, Task, "the second argument", "give ip.Task(x, y)")
+    check_count(points, "points")
     if points < 2:
         raise ValueError(f"a profile has both ends and so at least 2 points, got {points}")
     grid = [i / (points - 1) for i in range(points)]

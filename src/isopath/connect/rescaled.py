@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.arguments import check_kind, check_module
+from isopath.arguments import check_kind, check_module, check_numbers
 from isopath.connect.curve import Curve, begin
 from isopath.connect.statistics import BatchNetwork, normalisations
 from isopath.network import Network
@@ -67,6 +67,7 @@ def rescaled(
     check_module(model_a, "model_a")
     check_module(model_b, "model_b")
     check_kind(permutation, (Permutation, Symmetries), "permutation", "give ip.align(...) or ip.symmetries(...)")
+    check_numbers(steps=steps, rate=rate)
     if steps < 0 or not rate > 0:
         raise ValueError(f"steps must be >= 0 and rate > 0, got {steps} and {rate}")
     far = permutation(model_b) if isinstance(permutation, Permutation) else copy.deepcopy(model_b)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from isopath.arguments import check_module
 from isopath.network import _arguments as arguments_of
-from isopath.network import rows_of
+from isopath.network import check_runs, rows_of
 from isopath.storage import weights_size
 
 
@@ -53,10 +54,13 @@ def footprint(model: nn.Module, example: Any, passes: int = 20) -> Footprint:
         passes: timed forward passes, after a tenth as many that are not.
 
     Raises:
-        ValueError: fewer than one pass.
+        TypeError: the model is no module.
+        ValueError: fewer than one pass, or the module does not run on the example.
     """
     if passes < 1:
         raise ValueError(f"passes must be >= 1, got {passes}")
+    check_module(model, "model")
+    check_runs(model, example, "the example")
     model, (args, kwargs) = copy.deepcopy(model).eval(), arguments_of(example)
     parameters = list(model.parameters())
     with torch.no_grad():

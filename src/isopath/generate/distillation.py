@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from isopath.arguments import check_module
+from isopath.arguments import check_module, check_numbers
 from isopath.ensemble import Ensemble
 from isopath.examples import Examples
 from isopath.network import Output, pick
@@ -97,6 +97,7 @@ def distill(
 def _check(
     epochs: int | None, temperature: float, rate: float, batch_size: int, labels: float, divergence: str, data: Any
 ) -> None:
+    check_numbers(epochs=epochs, temperature=temperature, rate=rate, batch_size=batch_size, labels=labels)
     if min(1 if epochs is None else epochs, batch_size) < 1:
         raise ValueError(f"epochs and batch_size must be >= 1, got {epochs} and {batch_size}")
     if not (temperature > 0 and rate > 0 and 0 <= labels <= 1):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from isopath.arguments import check_numbers
+
 Start = Literal["nothing", "model"]
 Schedule = Literal["constant", "falling", "rising"] | Callable[[float], float]
 SHARES: dict[str, Callable[[float], float]] = {
@@ -39,6 +41,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_numbers(diversity=self.diversity, rate=self.rate, patience=self.patience)
         if not (self.diversity >= 0 and math.isfinite(self.diversity)):
             raise ValueError(f"diversity must be >= 0 and finite, got {self.diversity}")
         if isinstance(self.schedule, str) and self.schedule not in SHARES:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_numbers
 from isopath.examples import Examples, to
 from isopath.geometry.batch import Batch, Streamed
 from isopath.geometry.choice import Choice, chosen
@@ -115,6 +116,8 @@ class Memory:
 
     def __post_init__(self) -> None:
         divergence_of(self.divergence)
+        check_numbers(examples=self.examples, features=self.features, decay=self.decay, rank=self.rank,
+                      measured=self.measured, samples=self.samples, budget=self.budget)  # fmt: skip
         if min(self.examples, self.features) < 0 or not 0 < self.decay <= 1:
             raise ValueError(
                 f"examples and features must be >= 0 and decay in (0, 1], got {self.examples}, {self.features} and "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from isopath.arguments import check_numbers
 from isopath.pack.allocation import Pattern
 from isopath.pack.learner import MakeOptimizer
 
@@ -48,6 +49,7 @@ class Settings:
     score: Score = "magnitude"
 
     def __post_init__(self) -> None:
+        check_numbers(epochs=self.epochs, rate=self.rate, tolerance=self.tolerance)
         shares = list(self.share.values()) if isinstance(self.share, Mapping) else [self.share]
         numbers = [share for share in shares if isinstance(share, (int, float)) and not isinstance(share, bool)]
         if self.share != "auto" and not (len(numbers) == len(shares) > 0 and all(0 < share <= 1 for share in numbers)):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from isopath.arguments import check_module
+from isopath.network import check_runs
 from isopath.symmetry.finder import symmetries
 from isopath.symmetry.group import Symmetries
 from isopath.symmetry.trial import Trial
@@ -35,6 +36,7 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
         save and export. Where nothing can go, an equal copy.
     """
     check_module(model, "what is made compact", "of a path take .model()")
+    check_runs(model, example, "the example")
     found = apart(symmetries(model, example, rescalings=False) if found is None else found)
     zeros = {name: (tensor == 0).detach().cpu() for name, tensor in model.named_parameters()}
     trial = Trial(model, example)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from isopath.arguments import check_module
 from isopath.network import _arguments as arguments_of
-from isopath.network import plain_kernels
+from isopath.network import check_runs, plain_kernels
 from isopath.symmetry import arithmetic, views  # noqa: F401  their rules
 from isopath.symmetry.axes import Axis, factors, fixed, terms, unify
 from isopath.symmetry.group import Group, Place, Site, Symmetries
@@ -39,8 +40,11 @@ def symmetries(model: nn.Module, example: Any, check: bool = True, rescalings: b
         rescalings: whether to look for positive factors of units that cancel, as across a ReLU; a backward pass more.
 
     Raises:
-        ValueError: the module does other operations on a second call.
+        TypeError: the model is no module.
+        ValueError: the module does not run on the example, or does other operations on a second call.
     """
+    check_module(model, "model")
+    check_runs(model, example, "the example")
     twin = copying.deepcopy(model).eval()
     see, names = Labels(twin.buffers()), _names(twin)
     tensors = _parameters(model, twin, see)

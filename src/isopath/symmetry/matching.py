@@ -9,7 +9,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from isopath.arguments import check_module, check_numbers
 from isopath.examples import Examples
+from isopath.network import check_runs
 from isopath.symmetry.finder import symmetries as find
 from isopath.symmetry.group import Symmetries
 from isopath.symmetry.permutation import Permutation, is_identity
@@ -56,9 +58,17 @@ def align(
         raise ValueError(f"method must be 'activations', 'weights' or 'mixed', got {method!r}")
     if data is None:
         raise ValueError("align needs data: inputs to measure activations on, or for the weights at least one row")
+    check_numbers(weight=weight, sweeps=sweeps, batch_size=batch_size)
+    if not 0 <= weight <= 1 or min(sweeps, batch_size) < 1:
+        raise ValueError(
+            f"weight must lie in [0, 1], sweeps and batch_size be >= 1, got {weight}, {sweeps} and {batch_size}"
+        )
+    check_module(model_a, "model_a")
+    check_module(model_b, "model_b")
     _same_shapes(model_a, model_b)
     examples = Examples.of(data, what="the data")
     first, _ = examples.take(torch.arange(min(2, len(examples))), next(model_a.parameters()).device)
+    check_runs(model_a, first, "the data")
     found = symmetries if symmetries is not None else find(model_a, first)
     scores: list[tuple[float, Similarity]] = []
     # units that never vary have no correlation: their weights decide
