@@ -61,7 +61,7 @@ TEXTS = ("fine-tuning", "replay", "lora", "isopath", "isopath, both", "separate"
 SPARSE = {
     "all": "784-300-100-10, all 60,000 images as reference", "longer": "the same, three times the evaluations",
     "512": "784-300-100-10, 512 images",
-    "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images",
+    "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images, twelve each",
 }  # fmt: skip
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 
@@ -258,8 +258,11 @@ def summary() -> str:
          accuracies("robust/mnist", "isopath", "worst", "clean"),
          f"{accuracies('robust/mnist', 'from scratch', 'worst', 'clean')} (adversarial training from scratch, twice "
          f"the evaluations), {accuracies('robust/mnist', 'fine-tuned', 'worst', 'clean')} (fine-tuning)"],
-        ["two networks joined by a straight line: rise of the loss", one("connect/mnist_mlp", "weights", "barrier", 3),
-         f"{one('connect/mnist_mlp', 'unaligned', 'barrier', 2)} (as they came)"],
+        ["two transformers joined by a straight line: accuracy at its middle, %",
+         one("connect/fashion_vit", "learned", "middle"),
+         f"{one('connect/fashion_vit', 'activations', 'middle')} (aligned alone), "
+         f"{one('connect/fashion_vit', 'unaligned', 'middle')} (as they came); "
+         f"{one('connect/fashion_vit', 'unaligned', 'ends')} at the ends"],
         ["four tasks in one network: average, %", after("pack/mixed", "isopath, in sequence"),
          f"{after('pack/mixed', 'separate')} (four networks)"],
         ["networks sampled from a generator, %: each, 100 together",
