@@ -33,9 +33,9 @@ def rescaled(
 ) -> Curve:
     """The straight line to the second network, its units rescaled so that the objective is low along that line.
 
-    A unit behind a ReLU may be multiplied by a positive number that the next layer undoes; so may channels before
-    a normalisation, queries against keys, values against the projection after them. The network computes the same,
-    but the straight line to it passes other networks. From where the parameters are nearest (`nearest`), the
+    A unit behind a ReLU may be multiplied by a positive number that the next layer undoes; so may what a normalisation
+    gives out, queries against keys, values against the projection after them. The network computes the same, but the
+    straight line to it passes other networks. From where the parameters are nearest (`nearest`), the
     logarithms u of all factors s = e^u go down
 
         E_{t ~ U(0, 1)} L((1 - t) θ_a + t s·Pθ_b)
@@ -153,7 +153,7 @@ class _Search:
 
     @torch.no_grad()
     def model(self) -> nn.Module:
-        """The far end, rescaled in float64, running statistics too."""
+        """The far end, rescaled in float64."""
         module, factors = copy.deepcopy(self.far), [u.detach().double().exp() for u in self._logarithms]
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         tensors = {name: named[name].detach().double() for name in self.found.places if name in named}
