@@ -34,6 +34,7 @@ CURVES = {
     ("tiny", 0): "CIFAR-10 at 16 × 16, ten layers: the straight line",
     ("tiny", 800): "a Bezier curve, 102,400 gradient evaluations",
     ("tiny", 3200): "a Bezier curve, 409,600",
+    ("tiny", 6400): "a Bezier curve, 819,200",
     ("robust", 0): "MNIST under PGD, adversarially trained: the straight line",
     ("robust", 200): "a Bezier curve",
 }
