@@ -178,7 +178,21 @@ def test_words_in_the_place_of_numbers(use, said):
 def test_numbers_of_other_libraries_are_numbers():
     line = ip.connect(net(), net(), curve="segment")
     assert torch.equal(line.model(np.float32(0.5))[0].weight, line.model(0.5)[0].weight)
+    assert torch.equal(line.model(torch.tensor(0.5))[0].weight, line.model(0.5)[0].weight)
     assert ip.Memory(examples=np.int64(5)).examples == 5
+
+
+def test_a_model_is_not_run_to_find_out_whether_it_runs():
+    class Counting(nn.Sequential):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting(*net())
+    ip.symmetries(model, X[:2]), ip.footprint(model, X[:2], passes=1)
+    assert model.calls == 0
 
 
 @pytest.mark.parametrize("verb", ["symmetries", "align", "footprint", "compact"])

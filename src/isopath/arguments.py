@@ -22,6 +22,8 @@ def check_module(given: Any, what: str, remedy: str = "give an nn.Module") -> No
 
 def check_number(given: Any, name: str) -> None:
     """Raises `TypeError` unless it is a real number."""
+    if isinstance(given, Tensor) and given.numel() == 1 and given.dtype != torch.bool and not given.is_complex():
+        return
     if isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{name} must be a number, got {given!r}")
 

@@ -177,20 +177,18 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def check_runs(model: nn.Module, inputs: Any, what: str) -> None:
-    """Raises `ValueError` unless a module runs on some inputs, in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    args, kwargs = _arguments(inputs)
+    """Raises `ValueError` unless a copy of a module runs on some inputs, in eval mode."""
+    twin, (args, kwargs) = copy.deepcopy(model).eval(), _arguments(inputs)
     try:
-        with torch.no_grad(), plain_kernels():
-            model.eval()(*args, **kwargs)
+        with torch.no_grad(), plain_kernels(recurrent=True), torch.random.fork_rng(devices=[]):
+            twin(*args, **kwargs)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
             f"{type(model).__name__} does not run on {what}: got {_shapes(inputs)}; give inputs as the model takes "
             f"them. The model said: {error}"
         ) from error
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _shapes(inputs: Any) -> str:

@@ -83,6 +83,37 @@ def test_a_soup_of_rescaled_networks_is_the_middle_of_their_line():
         ip.average([a, b], align=False, objective=TASK)
 
 
+class Frozen(nn.Module):
+    """A batch norm whose statistics are buffers that no training moves."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("mean", torch.randn(12, generator=generator, dtype=torch.float64))
+        self.register_buffer("scale", torch.rand(12, generator=generator, dtype=torch.float64) + 0.5)
+        self.register_buffer("index", torch.arange(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) * self.scale)[:, self.index]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_buffers_of_the_line_are_those_that_its_points_have(seed):
+    a, b = (nn.Sequential(m[0], Frozen(10 * seed + i), *m[1:]) for i, m in enumerate((fitted(0), fitted(1))))
+    found = ip.symmetries(a, X[:2])
+    plain = ip.along(ip.connect(a, b, curve="segment"), TASK, points=17)
+    line = rescaled(a, b, TASK, found, steps=200, rate=0.02)
+    assert torch.allclose(line.model(1)(X), b(X), atol=1e-9)
+    assert ip.along(line, TASK, points=17).mean("loss") < plain.mean("loss")
+
+
+def test_a_soup_of_networks_that_do_not_train():
+    a, b = fitted(0).requires_grad_(False), fitted(1).requires_grad_(False)
+    with torch.no_grad():
+        soup = ip.average([a, b], X, objective=TASK)
+    assert ip.evaluate(soup, TASK).loss < ip.evaluate(ip.average([a, b], X), TASK).loss
+
+
 def test_no_line_ends_above_the_one_that_was_given():
     a, b = fitted(0), fitted(1)
     found = ip.symmetries(a, X[:2])
@@ -120,7 +151,14 @@ def test_slips_say_what_to_do():
         rescaled(a, b, TASK, ip.symmetries(a, X[:2]))
     a, b = fitted(0), fitted(1)
     found = ip.symmetries(a, X[:2])
-    with pytest.raises(ValueError, match="steps must be >= 0 and rate > 0"):
+    with pytest.raises(ValueError, match="steps must be a whole number >= 0 and rate > 0"):
         rescaled(a, b, TASK, found, rate=0.0)
+    with pytest.raises(ValueError, match="whole number >= 0"):
+        rescaled(a, b, TASK, found, steps=1.5)
+    with pytest.raises(ValueError, match="have no rescalings"):
+        rescaled(a, b, TASK, ip.symmetries(a, X[:2], rescalings=False))
+    deeper = nn.Sequential(*a, nn.ReLU(), nn.Linear(3, 3).double())
+    with pytest.raises(ValueError, match=r"of another model: '6.weight' is missing in model_b"):
+        rescaled(a, b, TASK, ip.symmetries(deeper, X[:2]))
     with pytest.raises(TypeError, match="permutation"):
         rescaled(a, b, TASK, None)

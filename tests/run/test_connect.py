@@ -164,7 +164,15 @@ def test_the_line_is_rescaled_before_the_curve_is_trained(config: Path, capsys: 
     lines = metrics["profiles"]
     assert sum(lines["rescaled straight line"]["loss"]) < sum(lines["aligned straight line"]["loss"])
     assert lines["rescaled straight line"]["loss"][-1] == pytest.approx(lines["straight line"]["loss"][-1], abs=1e-5)
-    assert isopath("resume", folder / "run") == 0  # the same factors are found again
+    kept = folder / "run" / "rescaled" / "points" / "001.safetensors"
+    state, _ = load_tensors(kept)
+    save_file({name: tensor.clone() for name, tensor in {**state, "1.bias": state["1.bias"] + 1e-3}.items()}, kept)
+    (folder / "run" / "metrics.json").unlink()
+    assert isopath("resume", folder / "run") == 0  # the factors that were kept are taken, not found again
+    again = read_json(folder / "run" / "metrics.json")["profiles"]["rescaled straight line"]["loss"]
+    assert again != lines["rescaled straight line"]["loss"]
+    assert isopath("connect", folder / "joined.yaml", "--out", folder / "no", "--set", "rescale=-5") == 2
+    assert "rescale must be >= 0 steps, got -5" in capsys.readouterr().err
     refused = folder / "joined.yaml", "--out", folder / "no", "--set", "align=null"
     assert isopath("connect", *refused) == 2
     assert "rescale lowers the objective along the line to an aligned network" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from torch import nn
 from isopath.connect.rescaled import rescaled
 from isopath.connect.statistics import reestimated
 from isopath.objectives import Objective
+from isopath.symmetry import Permutation
 from isopath.symmetry import align as aligned
 
 
@@ -42,7 +43,7 @@ def average(
     if align:
         found = [aligned(first, model, data, **options) for model in others]
         others = [
-            permutation(model) if objective is None else rescaled(first, model, objective, permutation).model(1)
+            permutation(model) if objective is None else _rescaled(first, model, objective, permutation)
             for permutation, model in zip(found, others)
         ]
     mean = copy.deepcopy(first)
@@ -52,3 +53,8 @@ def average(
             if tensor.is_floating_point():
                 tensor.copy_(torch.stack([state[name] for state in states]).mean(0))
     return mean if data is None else reestimated(mean, data)
+
+
+def _rescaled(first: nn.Module, model: nn.Module, objective: Objective | Any, permutation: Permutation) -> nn.Module:
+    """A soup mixes every parameter, those that do not train too."""
+    return rescaled(first, model, objective, permutation, trainable=lambda _: True).model(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,7 @@ def rescaled(
         model_b: the network at t = 1; neither is modified.
         objective: what is to be low along the line.
         permutation: of `model_b`, applied before (`align`), or the `Symmetries` of an aligned network.
-        steps: of training; 0 gives the line to the nearest parameters.
+        steps: of training; 0 chooses between the line as it is given and that to the nearest parameters.
         rate: of Adam at first.
         trainable: as for `connect`.
         seed: of t and of the objective's batches.
@@ -68,18 +69,18 @@ def rescaled(
     check_module(model_b, "model_b")
     check_kind(permutation, (Permutation, Symmetries), "permutation", "give ip.align(...) or ip.symmetries(...)")
     check_numbers(steps=steps, rate=rate)
-    if steps < 0 or not rate > 0:
-        raise ValueError(f"steps must be >= 0 and rate > 0, got {steps} and {rate}")
+    if steps < 0 or not float(steps).is_integer() or not rate > 0:
+        raise ValueError(f"steps must be a whole number >= 0 and rate > 0, got {steps} and {rate}")
     far = permutation(model_b) if isinstance(permutation, Permutation) else copy.deepcopy(model_b)
     found = permutation.symmetries if isinstance(permutation, Permutation) else permutation
     options: dict[str, Any] = {"curve": "segment", "bends": 1, "steps": 0, "rate": rate, "sampling": "uniform",
                                "permutation": None, "trainable": trainable, "seed": seed}  # fmt: skip
     plain, _ = begin(model_a, far, None, **options)
-    found = _moving(found, set(plain.trainable), dict(far.named_parameters()))
+    found = _moving(found, set(plain.trainable), far)
     network = BatchNetwork(model_a, trainable) if normalisations(model_a) else Network(model_a, trainable)
     close, objective = nearest(model_a, far, found), as_objective(objective)
     search = _Search(network, close, found, objective, rate, seed)
-    for _ in range(steps):
+    for _ in range(int(steps)):
         search.step(steps)
     judged = [search.judged(model) for model in (far, close, search.model())]
     best = min(range(3), key=lambda i: judged[i])
@@ -88,12 +89,18 @@ def rescaled(
     return replace(line, history=[*search.history[:-1], {**search.history[-1], **last}] if steps else [])
 
 
-def _moving(found: Symmetries, trainable: set[str], parameters: dict[str, Tensor]) -> Symmetries:
+def _moving(found: Symmetries, trainable: set[str], far: nn.Module) -> Symmetries:
     """With the rescalings of parameters that move alone."""
-    still = set(parameters) - trainable
+    shapes = {name: tuple(t.shape) for name, t in [*far.named_parameters(), *far.named_buffers()]}
+    other = [name for name in found.places if shapes.get(name) != tuple(found.shapes.get(name, shapes.get(name, ())))]
+    if other:
+        got, expected = shapes.get(other[0], "missing"), found.shapes.get(other[0])
+        raise ValueError(f"the symmetries are of another model: {other[0]!r} is {got} in model_b, expected {expected}")
+    still = {name for name, _ in far.named_parameters()} - trainable
     free = tuple(s for s in found.scalings if not still & {name for name, _, _ in s.exponents})
     if not free:
-        why = "all that can be touch parameters that do not move" if found.scalings else "none can be in this network"
+        why = "the symmetries have no rescalings (ip.symmetries looks for them unless rescalings=False)"
+        why = "all that can be touch parameters that do not move" if found.scalings else why
         raise ValueError(f"no units can be rescaled: {why}; the straight line is ip.connect(a, b, curve='segment')")
     return replace(found, scalings=free)
 
@@ -116,7 +123,11 @@ class _Search:
         self.network, self.far, self.found, self.objective = network, far, found, objective
         self.rate, self.seed, self.history = rate, seed, list[dict[str, float]]()
         # leaves of the graph: several views of one tensor are multiplied in place, of which a constant allows but one
-        self._tensors = {name: p.detach().requires_grad_() for name, p in far.named_parameters()}
+        moving, named = set(network.space.names), dict([*far.named_parameters(), *far.named_buffers()])
+        self._tensors = {name: t.detach().requires_grad_(name in moving) for name, t in named.items()}
+        own = {id(b) for layer in normalisations(far) for b in layer.buffers()}  # of the batch, in the steps
+        self._buffers = {name: (b.clone(), far.get_buffer(name)) for name, b in network._skeleton.named_buffers()
+                         if id(far.get_buffer(name)) not in own}  # fmt: skip
         self._logarithms = [
             torch.zeros(found.groups[scaling.group].shape, dtype=network.space.dtype, device=network.space.device)
             .requires_grad_(True) for scaling in found.scalings
@@ -124,7 +135,8 @@ class _Search:
         self._optimiser = torch.optim.Adam(self._logarithms, rate)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def step(self, steps: int) -> None:
+    @torch.enable_grad()
+    def step(self, steps: float) -> None:
         """One of `steps`."""
         number = len(self.history)
         self._optimiser.param_groups[0]["lr"] = self.rate * (1 - number / steps)
@@ -139,16 +151,27 @@ class _Search:
     def _between(self, t: float) -> Tensor:
         factors = {k: logarithm.exp() for k, logarithm in enumerate(self._logarithms)}
         far = multiplied(self._tensors, self.found, factors)
+        self._at(t, far)
         point = torch.cat([far[name].reshape(-1) for name in self.network.space.names])
         return torch.lerp(self.network.start, point, t)
+
+    @torch.no_grad()
+    def _at(self, t: float, far: Mapping[str, Tensor]) -> None:
+        """Gives the network the buffers that the line has at t, as `Curve.at` does."""
+        own = dict(self.network._skeleton.named_buffers())
+        for name, (a, _) in self._buffers.items():
+            b = far[name]
+            own[name].copy_(torch.lerp(a, b, t) if a.is_floating_point() else (a if t < 0.5 else b))
 
     @torch.no_grad()
     def judged(self, far: nn.Module) -> float:
         """The mean objective of the straight line to a network over t on a grid, each with a batch of its own."""
         end, total = self.network.space.flatten(dict(far.named_parameters())), 0.0
+        buffers = dict(far.named_buffers())
         for k in range(DRAWS):
-            batch = self.objective.freeze(k, self.seed + 1)
-            total += float(batch(self.network, torch.lerp(self.network.start, end, (k + 0.5) / DRAWS))) / DRAWS
+            batch, t = self.objective.freeze(k, self.seed + 1), (k + 0.5) / DRAWS
+            self._at(t, buffers)
+            total += float(batch(self.network, torch.lerp(self.network.start, end, t))) / DRAWS
         return total
 
     @torch.no_grad()

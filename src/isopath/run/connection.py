@@ -73,6 +73,8 @@ class Connection:
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
         if tree["align"] is not None and data is None:
             raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")
+        if tree["rescale"] < 0:
+            raise ConfigError(f"rescale must be >= 0 steps, got {tree['rescale']}")
         if tree["rescale"] and (tree["align"] is None or objective is None):
             raise ConfigError("rescale lowers the objective along the line to an aligned network: give objective: and "
                               "align:, or say rescale: 0")  # fmt: skip
@@ -83,11 +85,13 @@ class Connection:
         method = self.tree["align"]
         return method and align(self.model_a, self.model_b, self.data, method, seed=self.tree["seed"])
 
-    def rescaled(self, permutation: Permutation | None) -> Curve | None:
-        """The straight line with the second network's units rescaled; `None` where the config wants none."""
+    def rescaled(self, permutation: Permutation | None, kept: Path) -> Curve | None:
+        """The straight line with the second network's units rescaled, found now or kept; `None` if none is wanted."""
         steps, options = self.tree["rescale"], {key: self.tree[key] for key in ("trainable", "seed")}
         if not steps or permutation is None:
             return None
+        if (kept / "curve.json").exists():  # other threads or another torch would find it a few bits away
+            return Curve.load(kept, self.model_a, self.tree["trainable"])
         return rescaled(self.model_a, self.model_b, self.objective, permutation, steps=steps, **options)
 
     def begin(self, permutation: Permutation | None, line: Curve | None = None) -> tuple[Curve, Training | None]:
@@ -121,16 +125,19 @@ def _run(job: Connection, run: Path) -> Path:
     """From the checkpoints, or from where the run stood, to the report."""
     console, began = Console(highlight=False), time.perf_counter()
     permutation = job.aligned()
-    line = job.rescaled(permutation)
-    curve, training = job.begin(permutation, line)
-    if not (run / "run.json").exists():
-        info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network), "ends": _digest(curve)}
-        write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
-    elif described(run).get("ends") != _digest(curve):
+    aligned, kept = job.begin(permutation)[0], run / "rescaled"
+    if (run / "run.json").exists() and described(run).get("ends") != _digest(aligned):
         raise ConfigError(
             f"the two networks that {run / 'config.yaml'} names, aligned, are not those that the run started from; "
             "bring back their files, or what made them"
         )
+    line = job.rescaled(permutation, kept)
+    curve, training = job.begin(permutation, line)
+    if not (run / "run.json").exists():
+        info = {"verb": "connect", "seed": job.tree["seed"], **about(curve.network), "ends": _digest(aligned)}
+        write_json(run / "run.json", {"format": 1, **versions(), **info, "title": job.tree["title"] or run.name})
+    if line is not None and not (kept / "curve.json").exists():
+        line.save(kept)
     if permutation is not None:
         permutation.save(run / "permutation.safetensors")
         console.print(str(permutation).splitlines()[0], soft_wrap=True)
