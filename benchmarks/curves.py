@@ -35,7 +35,7 @@ from isopath.network import Network
 from isopath.paths import alternating
 
 TINY = Protocol(tiny_ten, "cifar16", 8, "sgd", 0.1, 5e-4)
-STEPS, SIZE, RATE, ROUNDS = (6400, 3200, 800), 128, 3e-3, 8
+STEPS, SIZE, RATE, ROUNDS = (3200, 800), 128, 3e-3, 8
 EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
     "tiny": (*JOINED, "connect/training"),
@@ -132,7 +132,7 @@ def main() -> None:
     args, texts = arguments(__doc__ or ""), []
     plan = {
         "tiny": [(m, s) for s in (*STEPS, 0) for m in ("aligned", "unaligned")]
-        + [("rescaled", s) for s in (STEPS[1], 0)]
+        + [("rescaled", s) for s in (STEPS[0], 0)]
         + [(f"pam-{m}", 800) for m in ("unaligned", "aligned")],
         "robust": [(m, s) for s in (0, ROBUST_STEPS) for m in ("unaligned", "aligned")],
     }
