@@ -35,8 +35,8 @@ HELD = 5000  # training images that the factors' settings are chosen on
 MATCHED = 5000  # training images that alignment reads
 ESTIMATED = 2000  # of them, those that running statistics are estimated on
 LINES = ("unaligned", "activations")
-RESCALED = {"rescaled": ("symmetry/rescaling", "symmetry/trial")}
-RESCALED["learned"] = (*RESCALED["rescaled"], "connect/rescaled")
+RESCALED = {"nearest": ("symmetry/rescaling", "symmetry/trial")}
+RESCALED["rescaled"] = (*RESCALED["nearest"], "connect/rescaled")
 FACTORS = ((3e-3, 600), (3e-3, 1500), (1e-2, 300), (1e-2, 1500))
 ALL = ("unaligned", "activations", "weights", "mixed")
 
@@ -50,9 +50,9 @@ class Protocol:
         data: `"mnist"`, `"fashion"`, or `"cifar16"` (CIFAR-10 averaged over 2 x 2 pixels).
         epochs, rate, decay, size: of training, by AdamW or SGD with Nesterov's momentum 0.9; the rate rises over a
             tenth of the steps and falls to zero in a straight line.
-        methods: of alignment; `"rescaled"` aligns the balanced forms by activations and weights, and then rescales the
-            second network's units to be nearest to the first's, `"learned"` goes on to factors that lower the loss
-            along the line on the training images (`ip.paths.rescaled`).
+        methods: of alignment; `"nearest"` aligns the balanced forms by activations and weights, and then rescales the
+            second network's units to be nearest to the first's, `"rescaled"` goes on to factors that lower the
+            loss along the line on the training images (`ip.paths.rescaled`).
         factors: rates and steps to learn them with, of which one is chosen on 5,000 training images by the barrier
             between two networks that were trained without these.
         repair: activation variances are repaired between the ends.
@@ -76,16 +76,16 @@ class Protocol:
 
 PROTOCOLS = {
     "mnist_mlp": Protocol(lambda: mlp(784, 512, 3), "mnist", 5),
-    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "rescaled", "learned"),
+    "cifar_mlp": Protocol(lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=(*ALL, "nearest", "rescaled"),
                           factors=FACTORS),
     "cifar_mlp_repair": Protocol(
-        lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=("unaligned", "mixed", "rescaled", "learned"),
+        lambda: mlp(768, 512, 3), "cifar16", 5, decay=0.5, methods=("unaligned", "mixed", "nearest", "rescaled"),
         repair=True, networks="cifar_mlp",
     ),
     "mnist_deep_norm": Protocol(lambda: mlp(784, 128, 10, True), "mnist", 5, "sgd", 0.1, 5e-4),
     "mnist_deep_repair": Protocol(lambda: mlp(784, 128, 5), "mnist", 5, "sgd", 0.1, 5e-4, repair=True),
-    "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=(*LINES, "learned"), pairs=2),
-    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "rescaled", "learned"),
+    "cifar_resnet20": Protocol(resnet20, "cifar16", 10, "sgd", 0.1, 5e-4, methods=(*LINES, "rescaled"), pairs=2),
+    "fashion_vit": Protocol(ViT, "fashion", 4, decay=0.05, methods=("unaligned", "activations", "nearest", "rescaled"),
                             factors=FACTORS),
 }
 
@@ -138,12 +138,12 @@ def joined(
     a, b = (trained(f"{p.networks or name}{'-held' * held}", p, 2 * seed + i, train) for i in (0, 1))
     x = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:MATCHED]]
     spent = 0.0
-    if method in ("rescaled", "learned"):
+    if method in ("nearest", "rescaled"):
         found = ip.symmetries(a, x[:2])
         a, b = balanced(a, found), balanced(b, found)
         permutation = ip.align(a, b, x, method="mixed", symmetries=found, seed=seed)
         b = nearest(a, permutation(b), found)
-        if method == "learned":
+        if method == "rescaled":
             line = rescaled(a, b, ip.Task(*train), found, **factors, seed=seed)
             b, spent = line.model(1), line.history[-1]["evaluations"]
     elif method != "unaligned":
@@ -192,9 +192,9 @@ def best(args: Any, name: str, ran: tuple[str, ...]) -> dict[str, Any] | None:
     p, grid = PROTOCOLS[name], [{"rate": rate, "steps": steps} for rate, steps in PROTOCOLS[name].factors]
 
     def held(factors: dict[str, Any]) -> dict[str, Any]:
-        return joined(name, p, args.data, "learned", 0, factors, held=True)
+        return joined(name, p, args.data, "rescaled", 0, factors, held=True)
 
-    return settled_on(f"connect/{name}", "learned", grid, args, held, "low", ran)
+    return settled_on(f"connect/{name}", "rescaled", grid, args, held, "low", ran)
 
 
 def main() -> None:
@@ -211,7 +211,7 @@ def main() -> None:
                     "matched": MATCHED, "estimated": ESTIMATED,
                 }  # fmt: skip
                 ran = (*JOINED, *RESCALED[method]) if method in RESCALED else JOINED
-                factors = best(args, p.networks or name, ran) if method == "learned" else {}
+                factors = best(args, p.networks or name, ran) if method == "rescaled" else {}
                 if factors is None:
                     continue
                 fixed |= {"factors": factors} if factors else {}

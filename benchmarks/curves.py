@@ -40,7 +40,7 @@ EPS, ROBUST_STEPS, ROBUST_ROWS, ROBUST_TRAIN = 0.2, 200, 500, 20_000
 RAN = {
     "tiny": (*JOINED, "connect/training"),
     "pam": (*JOINED, "connect/training", "connect/proximal"),
-    "rescaled": (*JOINED, *RESCALED["learned"], "connect/training"),
+    "rescaled": (*JOINED, *RESCALED["rescaled"], "connect/training"),
     "robust": (*JOINED, "connect/training", "attacks/pgd", "objectives/robust"),
 }
 

@@ -20,7 +20,7 @@ from benchmarks.tasks.mixed import CLASSES
 RESULTS = Path(__file__).parent / "results"
 ROOT = RESULTS.parent.parent
 PAGES = ROOT / "README.md", ROOT / "docs" / "benchmarks.md"
-ALIGNED = ("unaligned", "activations", "weights", "mixed", "rescaled", "learned")
+ALIGNED = ("unaligned", "activations", "weights", "mixed", "nearest", "rescaled")
 LINES = {
     "mnist_mlp": "MNIST, 3 × 512",
     "cifar_mlp": "CIFAR-10 at 16 × 16, 3 × 512",
@@ -34,7 +34,6 @@ CURVES = {
     ("tiny", 0): "CIFAR-10 at 16 × 16, ten layers: the straight line",
     ("tiny", 800): "a Bezier curve, 102,400 gradient evaluations",
     ("tiny", 3200): "a Bezier curve, 409,600",
-    ("tiny", 6400): "a Bezier curve, 819,200",
     ("robust", 0): "MNIST under PGD, adversarially trained: the straight line",
     ("robust", 200): "a Bezier curve",
 }
@@ -260,7 +259,7 @@ def summary() -> str:
          f"{accuracies('robust/mnist', 'from scratch', 'worst', 'clean')} (adversarial training from scratch, twice "
          f"the evaluations), {accuracies('robust/mnist', 'fine-tuned', 'worst', 'clean')} (fine-tuning)"],
         ["two transformers joined by a straight line: accuracy at its middle, %",
-         one("connect/fashion_vit", "learned", "middle"),
+         one("connect/fashion_vit", "rescaled", "middle"),
          f"{one('connect/fashion_vit', 'activations', 'middle')} (aligned alone), "
          f"{one('connect/fashion_vit', 'unaligned', 'middle')} (as they came); "
          f"{one('connect/fashion_vit', 'unaligned', 'ends')} at the ends"],

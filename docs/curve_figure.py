@@ -15,10 +15,10 @@ BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9730d", "#9aa3ad", "#23292f"
 KINDS = {"second network as it came": GREY, "its units aligned": ORANGE, "and rescaled": BLUE}
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 PANELS = [
-    ("CIFAR-10, perceptron 3 × 512", "connect/cifar_mlp", ["unaligned", "mixed", "learned"]),
+    ("CIFAR-10, perceptron 3 × 512", "connect/cifar_mlp", ["unaligned", "mixed", "rescaled"]),
     ("CIFAR-10, ten layers", "curves/tiny", ["unaligned-0", "aligned-0", "rescaled-0"]),
-    ("CIFAR-10, ResNet-20", "connect/cifar_resnet20", ["unaligned", "activations", "learned"]),
-    ("Fashion-MNIST, transformer", "connect/fashion_vit", ["unaligned", "activations", "learned"]),
+    ("CIFAR-10, ResNet-20", "connect/cifar_resnet20", ["unaligned", "activations", "rescaled"]),
+    ("Fashion-MNIST, transformer", "connect/fashion_vit", ["unaligned", "activations", "rescaled"]),
 ]
 
 
