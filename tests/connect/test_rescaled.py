@@ -155,7 +155,7 @@ def test_slips_say_what_to_do():
         rescaled(a, b, TASK, found, rate=0.0)
     with pytest.raises(ValueError, match="whole number >= 0"):
         rescaled(a, b, TASK, found, steps=1.5)
-    with pytest.raises(ValueError, match="have no rescalings"):
+    with pytest.raises(ValueError, match="the symmetries have none"):
         rescaled(a, b, TASK, ip.symmetries(a, X[:2], rescalings=False))
     deeper = nn.Sequential(*a, nn.ReLU(), nn.Linear(3, 3).double())
     with pytest.raises(ValueError, match=r"of another model: '6.weight' is missing in model_b"):

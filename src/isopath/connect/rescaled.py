@@ -99,7 +99,7 @@ def _moving(found: Symmetries, trainable: set[str], far: nn.Module) -> Symmetrie
     still = {name for name, _ in far.named_parameters()} - trainable
     free = tuple(s for s in found.scalings if not still & {name for name, _, _ in s.exponents})
     if not free:
-        why = "the symmetries have no rescalings (ip.symmetries looks for them unless rescalings=False)"
+        why = "the symmetries have none: tanh and the like allow none, and rescalings=False does not look for them"
         why = "all that can be touch parameters that do not move" if found.scalings else why
         raise ValueError(f"no units can be rescaled: {why}; the straight line is ip.connect(a, b, curve='segment')")
     return replace(found, scalings=free)
