@@ -152,6 +152,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
         "  weights_b: b.safetensors\n"
         "  prefixes: {module.: ''}                                       # of the names in these files\n"
         "  data: {class_path: digits}                                    # inputs to align on\n"
+        "  rescale: 300                                                  # steps: a lower line by factors of units\n"
         "  objective: {class_path: Task, init_args: {data: {class_path: digits}}}\n"
         "  evaluate: {digits: {class_path: Task, init_args: {data: {class_path: digits, init_args: {train: false}}}}}",
     ),
