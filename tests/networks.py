@@ -259,3 +259,14 @@ class NoForwardMode(torch.autograd.Function):
     def backward(ctx, grad):
         (inputs,) = ctx.saved_tensors
         return grad * inputs.cos()
+
+
+def fitted(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
+    """The module itself, trained on all rows at once for 150 steps, in eval mode."""
+    model.train()
+    optimiser = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(150):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+import networks
 from isopath.paths import alternating
 
 
@@ -26,13 +27,7 @@ def trained(seed: int, norm: bool = False) -> nn.Module:
 
 
 def fitted(model: nn.Module) -> nn.Module:
-    model.train()
-    optimiser = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(150):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(X), Y).backward()
-        optimiser.step()
-    return model.eval()
+    return networks.fitted(model, X, Y)
 
 
 @pytest.mark.parametrize("norm", [False, True])

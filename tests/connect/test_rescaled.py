@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+import networks
 from isopath.paths import rescaled
 
 X = torch.randn(90, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -18,12 +19,7 @@ def fitted(seed: int, norm: bool = False, act: type[nn.Module] = nn.ReLU) -> nn.
     torch.manual_seed(seed)
     first = [nn.Linear(4, 12), *([nn.BatchNorm1d(12)] if norm else []), act()]
     model = nn.Sequential(*first, nn.Linear(12, 8), act(), nn.Linear(8, 3)).double()
-    optimiser = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(150):
-        optimiser.zero_grad()
-        nn.functional.cross_entropy(model(X), Y).backward()
-        optimiser.step()
-    return model.eval()
+    return networks.fitted(model, X, Y)
 
 
 @pytest.mark.parametrize("norm", [False, True])
