@@ -4,7 +4,8 @@ CIFAR-10: a TinyTen-size network (nine convolutions with batch norm, 16 to 64 ch
 pixels, eight epochs of SGD without augmentation: what two cores allow. Two pairs; a quadratic Bezier curve is trained
 for several budgets, its rate falling to zero over each; also proximal alternating minimisation of curve and
 permutation, from the identity and from the alignment; and a curve to the aligned network with its units rescaled, what
-that costs included. CIFAR-10 is a JPEG copy: published figures give orientation.
+that costs included. "Labels": the curve learns the training labels; "consensus": what both ends say on average of the
+training images, whose cost is taken off the curve's steps. CIFAR-10 is a JPEG copy: published figures give orientation.
 
 MNIST, robust: a small convolutional network trained on PGD attacks (largest change 0.2, 5 steps), three epochs over
 20,000 images. Three pairs; the curve is trained on the attacked loss and scored under PGD with 10 steps on 500 test
@@ -41,6 +42,7 @@ RAN = {
     "tiny": (*JOINED, "connect/training"),
     "pam": (*JOINED, "connect/training", "connect/proximal"),
     "rescaled": (*JOINED, *RESCALED["rescaled"], "connect/training"),
+    "consensus": (*JOINED, "connect/training", "connect/consensus", "ensemble", "geometry/divergence"),
     "robust": (*JOINED, "connect/training", "attacks/pgd", "objectives/robust"),
 }
 
@@ -55,8 +57,12 @@ def pair(root: Path, seed: int) -> tuple[nn.Module, nn.Module, methods.Pair, met
 def curve(root: Path, method: str, steps: int, seed: int) -> dict[str, Any]:
     """One curve; without steps, the straight line."""
     a, b, train, test, x = pair(root, seed)
-    aligned = ip.align(a, b, x, seed=seed) if method.removeprefix("pam-") == "aligned" else None
-    task, more = ip.Task(*train, batch_size=SIZE), {}
+    how, _, taught = method.removeprefix("pam-").partition(", ")
+    aligned = ip.align(a, b, x, seed=seed) if how == "aligned" else None
+    task, more, cost = ip.Task(*train, batch_size=SIZE), {}, 0.0
+    if taught == "consensus":
+        task, cost = ip.paths.consensus([a, b], train[0], batch_size=SIZE), 2 / 3 * len(train[0])
+        steps -= math.ceil(cost / SIZE)
     if method.startswith("pam"):
         start = ip.symmetries(a, x[:2]) if aligned is None else aligned
         result = alternating(a, b, task, start, rounds=ROUNDS, steps=steps // ROUNDS, rate=RATE, seed=seed)
@@ -71,6 +77,7 @@ def curve(root: Path, method: str, steps: int, seed: int) -> dict[str, Any]:
     else:
         kind = "bezier" if steps else "segment"
         found = ip.connect(a, b, task, kind, steps=steps, rate=RATE, permutation=aligned, seed=seed)
+        more = {"evaluations": cost + found.history[-1]["evaluations"]} if cost else {}
     return {**profiled(found, ip.Task(*test, batch_size=1000), x[:2000]), **more}
 
 
@@ -132,6 +139,7 @@ def main() -> None:
     args, texts = arguments(__doc__ or ""), []
     plan = {
         "tiny": [(m, s) for s in (*STEPS, 0) for m in ("aligned", "unaligned")]
+        + [(f"{m}, consensus", STEPS[0]) for m in ("aligned", "unaligned")]
         + [("rescaled", s) for s in (STEPS[0], 0)]
         + [(f"pam-{m}", 800) for m in ("unaligned", "aligned")],
         "robust": [(m, s) for s in (0, ROBUST_STEPS) for m in ("unaligned", "aligned")],
@@ -146,7 +154,7 @@ def main() -> None:
                 fixed = {"epochs": TINY.epochs, "rate": RATE, "size": SIZE, "steps": steps}
                 fixed |= {"eps": EPS, "rows": ROBUST_ROWS, "images": ROBUST_TRAIN} if name == "robust" else {}
                 work = partial(curve if name == "tiny" else robust, args.data, method, steps, seed)
-                ran = RAN["pam" if method.startswith("pam") else method if method in RAN else name]
+                ran = RAN[next((key for key in ("pam", "consensus", "rescaled") if key in method), name)]
                 found.append(run(f"curves/{name}", f"{method}-{steps}", seed, fixed, args, work, ran))
         texts.append(f"{name}\n\n" + table(found, [*columns, *(["clean"] if name == "robust" else [])], "{:.4g}"))
     text = "\n\n".join(texts)

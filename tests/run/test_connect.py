@@ -192,3 +192,16 @@ def test_other_checkpoints_of_the_same_names_are_refused(config: Path, run: Path
     finally:
         file.write_bytes(whole)
     assert "are not those that the run started from" in capsys.readouterr().err
+
+
+def test_a_curve_learns_what_both_say_where_there_are_no_labels(config: Path, capsys: pytest.CaptureFixture[str]):
+    run = config.parent / "consensus"
+    asked = config, "--out", run, "--set", "consensus=true", "--set", "objective=null"
+    assert isopath("connect", *asked) == 0
+    a, b, data = trained(0), trained(1), digits(True, [0, 1, 2, 3, 4]).inputs
+    curve = ip.connect(a, b, ip.paths.consensus([a, b], data), steps=30, permutation=ip.align(a, b, data))
+    assert torch.equal(ip.paths.Curve.load(run, network(5))(0.5), curve(0.5))
+    assert (run / "report.html").exists()
+    for more in ("data=null", "objective=" + json.dumps(yaml.safe_load(config.read_text())["objective"])):
+        assert isopath("connect", *asked[:2], config.parent / "no", *asked[3:], "--set", more) == 2
+        assert "consensus: true makes the objective of what both networks say" in capsys.readouterr().err

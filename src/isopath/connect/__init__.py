@@ -1,6 +1,7 @@
 """Curves of low loss between networks."""
 
 from isopath.connect.average import average
+from isopath.connect.consensus import consensus
 from isopath.connect.curve import Curve, connect
 from isopath.connect.geodesic import functional_length, geodesic
 from isopath.connect.plane import Plane, plane
@@ -19,6 +20,7 @@ __all__ = [
     "average",
     "barrier",
     "connect",
+    "consensus",
     "functional_length",
     "geodesic",
     "plane",

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from isopath.connect import Curve, Profile, along, plane, rescaled
+from isopath.connect import Curve, Profile, along, consensus, plane, rescaled
 from isopath.connect.curve import begin
 from isopath.connect.training import Training
 from isopath.objectives import Task
@@ -71,6 +71,12 @@ class Connection:
             objective = None if tree["objective"] is None else summed(tree["objective"], "objective", device)
             data = built(tree["data"], "data", device)
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
+        data = data.inputs if isinstance(data, Data) else data
+        if tree["consensus"]:
+            if data is None or objective is not None:
+                raise ConfigError("consensus: true makes the objective of what both networks say of data:; give data: and "
+                                  "no objective:")  # fmt: skip
+            objective = consensus(models, data)
         if tree["align"] is not None and data is None:
             raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")
         if tree["rescale"] < 0:
@@ -78,7 +84,7 @@ class Connection:
         if tree["rescale"] and (tree["align"] is None or objective is None):
             raise ConfigError("rescale lowers the objective along the line to an aligned network: give objective: and "
                               "align:, or say rescale: 0")  # fmt: skip
-        return cls(models[0], models[1], objective, data.inputs if isinstance(data, Data) else data, tasks, tree)
+        return cls(models[0], models[1], objective, data, tasks, tree)
 
     def aligned(self) -> Permutation | None:
         """The second network's permutation; `None` where the config wants none."""

@@ -11,6 +11,9 @@ from isopath.geometry.batch import Batch
 from isopath.geometry.divergence import divergence_of
 from isopath.geometry.reference import Keeping, Kept, KeptAll, Part, Reference
 from isopath.network import Network
+from isopath.trace.normalisation import BatchStatistics
+
+MEASURED = 1024  # rows on which the statistics of batch norms are measured, before and after a round
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Recovery:
             round's steps did more harm than good.
         warmup: steps over which the rate rises.
         betas: of the running means of the gradient and of its square.
+        batch_statistics: batch norms whose scale and shift are trained take the statistics of each batch in the steps,
+            as in training; afterwards scale and shift make up for it, and running statistics stay as they are.
     """
 
     steps: int = 50
@@ -34,6 +39,7 @@ class Recovery:
     rate: float = 8e-3
     warmup: int = 50
     betas: tuple[float, float] = (0.9, 0.999)
+    batch_statistics: bool = True
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size) < 1 or not self.rate > 0 or self.warmup < 0:
@@ -63,17 +69,24 @@ class Rows:
                  for i, part in enumerate(self.kept.parts)]  # fmt: skip
         object.__setattr__(self, "_parts", tuple(parts))
 
-    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
+    def gradient(self, theta: Tensor, step: int, size: int, network: Network | None = None) -> Tensor:
         """∇D on the batch of a step, `(P,)`: the same step gives the same rows, and each row comes once a pass."""
-        total = torch.zeros_like(theta)
+        total, network = torch.zeros_like(theta), network or self.network
         for k, part in enumerate(self._parts):
             if not isinstance(part, _Drawn):
                 total += part.gradient(theta)
                 continue
             batch = part.batch(step, size, self.seed + k)
-            total += Part(self.network, [batch], size).gradient(theta)
+            total += Part(network, [batch], size).gradient(theta)
         return total
 
+    def batches(self, step: int, size: int, rows: int) -> list[Batch]:
+        """Some rows' batches from a step on; none where several references, or a curvature, are kept."""
+        if len(self._parts) != 1 or not isinstance(self._parts[0], _Drawn):
+            return []
+        part = self._parts[0]
+        count = max(1, min(rows, len(part.rows)) // size)
+        return [part.batch(step + k, size, self.seed) for k in range(count)]
 
     def drift(self, theta: Tensor, step: int, size: int) -> float:
         """The sum of the references' drifts on the batch of a step."""
@@ -152,9 +165,12 @@ def recovered(
     """
     # By hand, not `torch.optim.Adam`: its moments must be part of the state that resumes, and its constant is absolute
     theta, (a, b) = theta.clone(), recovery.betas
+    measured = rows.batches(start, recovery.batch_size, MEASURED) if recovery.batch_statistics else []
+    normed = BatchStatistics.found(rows.network, theta, measured[0]) if measured else None
+    theta = normed.entered(theta, measured) if normed else theta
     first, second, count = moments.first * support, moments.second * support, moments.count
     for step in range(start, start + recovery.steps):
-        gradient = rows.gradient(theta, step, recovery.batch_size).mul_(support)
+        gradient = rows.gradient(theta, step, recovery.batch_size, normed).mul_(support)
         count += 1
         first.lerp_(gradient, 1 - a)
         second.lerp_(gradient.square_(), 1 - b)
@@ -163,4 +179,5 @@ def recovered(
         root.add_(1e-3 * root.sum() / support.sum().clamp_min(1)).clamp_min_(torch.finfo(theta.dtype).tiny)
         length = rate * min(1.0, count / max(1, recovery.warmup))
         theta.addcdiv_(first, root, value=-length / (1 - a**count))
+    theta = normed.left(theta, measured) * support if normed else theta
     return theta, Moments(first, second, count)

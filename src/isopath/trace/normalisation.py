@@ -1,0 +1,121 @@
+"""Steps that see batch norm as training does, on a path that leaves running statistics as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from isopath.geometry.batch import Batch
+from isopath.network import Network
+
+FEWEST = 32  # values of a channel in a batch, below which its own statistics are too noisy to divide by
+
+Hook = Callable[[_BatchNorm, tuple[Tensor, ...]], None]
+
+
+class BatchStatistics(Network):
+    """A network whose batch norms take the statistics of each batch, and the way there and back.
+
+    With running mean m and deviation s = √(variance + ε) a batch norm does γ(x - m)/s + β, with those of the batch
+    γ'(x - m')/s' + β'. On that batch both are the same function where
+
+        γ' = γ s'/s,    β' = β + γ(m' - m)/s,
+
+    so what the statistics become as weights move can go into the scale and the shift: running statistics stay, and a
+    point of the path alone says what its network does. Gradients that pass through m' and s' leave out what a change
+    of mean or scale would do (Ioffe & Szegedy 2015, arXiv 1502.03167).
+
+    Evaluations are counted by the network that it is made of.
+
+    Args:
+        of: the network with running statistics.
+        layers: names of the batch norms; of each, scale and shift are trained and it is called once in a forward pass.
+    """
+
+    def __init__(self, of: Network, layers: Sequence[str]) -> None:
+        super().__init__(of._skeleton, set(of.space.names).__contains__)
+        self.of, self.layers = of, tuple(layers)
+        for name in self.layers:
+            self._skeleton.get_submodule(name).train()
+
+    @classmethod
+    def found(cls, network: Network, theta: Tensor, batch: Batch) -> BatchStatistics | None:
+        """That of a network whose batches are like this one; `None` where no layer can be normalised so."""
+        names = [name for name, layer in network._skeleton.named_modules()
+                 if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+                 and {f"{name}.weight", f"{name}.bias"} <= set(network.space.names)]  # fmt: skip
+        calls = dict.fromkeys(names, 0)
+        few: set[str] = set()
+
+        def seen(name: str) -> Hook:
+            def hook(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+                calls[name] += 1
+                if inputs[0].numel() < FEWEST * inputs[0].shape[1]:
+                    few.add(name)
+
+            return hook
+
+        with _hooked(network, {name: seen(name) for name in names}):
+            batch.outputs(network, theta)
+        layers = [name for name in names if calls[name] == 1 and name not in few]
+        return cls(network, layers) if layers else None
+
+    def count(self, rows: int, cost: float) -> None:
+        """Adds to the account of the network that it is made of."""
+        self.of.count(rows, cost)
+
+    def entered(self, theta: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """The point `(P,)` that does on batches, with their statistics, what `theta` does with running ones."""
+        return self._moved(theta, self._moments(self.of, theta, batches), True)
+
+    def left(self, theta: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """The way back, with the mean statistics of the batches."""
+        return self._moved(theta, self._moments(self, theta, batches), False)
+
+    def _moved(self, theta: Tensor, moments: dict[str, tuple[Tensor, Tensor]], enter: bool) -> Tensor:
+        named = {name: value.clone() for name, value in self.space.unflatten(theta).items()}
+        for name, (mean, variance) in moments.items():
+            layer = self.of._skeleton.get_submodule(name)
+            own, deviation = layer.running_mean, (layer.running_var + layer.eps).sqrt()
+            scale, shift = named[f"{name}.weight"], named[f"{name}.bias"]
+            ratio = ((variance + layer.eps).sqrt() / deviation).to(scale)
+            scale.mul_(ratio if enter else 1 / ratio)
+            slope = scale / ratio if enter else scale  # what stands before (m' - m)/s
+            moved = slope * ((mean - own) / deviation).to(scale)
+            shift.add_(moved if enter else -moved)
+        return self.space.flatten(named)
+
+    def _moments(self, network: Network, theta: Tensor, batches: Iterable[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Mean and variance of what comes into each layer, `(C,)` each, over all batches."""
+        sums: dict[str, list[Any]] = {name: [0.0, 0.0, 0.0] for name in self.layers}
+
+        def add(name: str) -> Hook:
+            def hook(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+                units = inputs[0].detach().movedim(1, 0).flatten(1)
+                variance, mean = (part.double() for part in torch.var_mean(units, 1, correction=0))
+                kept, count = sums[name], units.shape[1]
+                sums[name] = [a + count * b for a, b in zip(kept, (1.0, mean, variance + mean.square()))]
+
+            return hook
+
+        with _hooked(network, {name: add(name) for name in self.layers}):
+            for batch in batches:
+                batch.outputs(network, theta)
+        return {n: (m / c, (q / c - (m / c).square()).clamp_min(0)) for n, (c, m, q) in sums.items()}
+
+
+@contextmanager
+def _hooked(network: Network, hooks: dict[str, Hook]) -> Iterator[None]:
+    """Forward passes without gradients, in which layers show what comes into them."""
+    handles = [network._skeleton.get_submodule(name).register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
