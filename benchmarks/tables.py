@@ -34,6 +34,7 @@ CURVES = {
     ("tiny", 0): "CIFAR-10 at 16 × 16, ten layers: the straight line",
     ("tiny", 800): "a Bezier curve, 102,400 gradient evaluations",
     ("tiny", 3200): "a Bezier curve, 409,600",
+    ("tiny", "3200, consensus"): "a Bezier curve that learns what both ends say, 409,600",
     ("robust", 0): "MNIST under PGD, adversarially trained: the straight line",
     ("robust", 200): "a Bezier curve",
 }
@@ -138,9 +139,10 @@ def curved() -> str:
     """Trained curves between networks."""
     rows = []
     for (protocol, steps), what in CURVES.items():
-        methods = ("unaligned", "aligned", "rescaled")
-        low = [values(f"curves/{protocol}", f"{method}-{steps}", "minimum") for method in methods]
-        rows.append([what, *map(spread, (values(f"curves/{protocol}", f"aligned-{steps}", "ends"), *low))])
+        count, _, taught = str(steps).partition(", ")
+        methods = [f"{method}{taught and ', ' + taught}-{count}" for method in ("unaligned", "aligned", "rescaled")]
+        low = [values(f"curves/{protocol}", method, "minimum") for method in methods]
+        rows.append([what, *map(spread, (values(f"curves/{protocol}", methods[1], "ends"), *low))])
     return ruled(["lowest point of 25 on the way, %", "ends", "as they came", "aligned", "and rescaled"], rows)
 
 

@@ -8,9 +8,9 @@ from isopath.geometry.batch import Batch
 from isopath.geometry.divergence import divergence_of
 from isopath.network import Network
 from isopath.trace import Recovery
-from isopath.trace.tracer import bind
 from isopath.trace.normalisation import BatchStatistics
 from isopath.trace.recovery import Moments, Rows, recovered
+from isopath.trace.tracer import bind
 from networks import x
 
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
@@ -30,8 +30,8 @@ def convolutional():
 
 
 def batch(rows=40, seed=1, shape=(2, 6, 6)):
-    inputs = x(rows, *shape, seed=seed)
-    return Batch(inputs, x(rows, 3, seed=9), torch.full((rows,), 1 / rows).double(), divergence_of("squared_error"), None)
+    inputs, share = x(rows, *shape, seed=seed), torch.full((rows,), 1 / rows).double()
+    return Batch(inputs, x(rows, 3, seed=9), share, divergence_of("squared_error"), None)
 
 
 def statistics(model, data=None):

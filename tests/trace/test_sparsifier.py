@@ -180,9 +180,9 @@ def test_any_direction_whose_metric_has_a_diagonal(direction):
 def test_a_round_tried_again_reads_other_rows(monkeypatch):
     read, gradient = [], Rows.gradient
 
-    def watched(self, theta, step, size):
+    def watched(self, theta, step, size, network=None):
         read.append(step)
-        return gradient(self, theta, step, size)
+        return gradient(self, theta, step, size, network)
 
     monkeypatch.setattr(Rows, "gradient", watched)
     path = trace(0.95, tolerance=1e-5, steps=20)

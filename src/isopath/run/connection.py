@@ -74,8 +74,8 @@ class Connection:
         data = data.inputs if isinstance(data, Data) else data
         if tree["consensus"]:
             if data is None or objective is not None:
-                raise ConfigError("consensus: true makes the objective of what both networks say of data:; give data: and "
-                                  "no objective:")  # fmt: skip
+                raise ConfigError("consensus: true makes the objective of what both networks say of data:; give data: "
+                                  "and no objective:")  # fmt: skip
             objective = consensus(models, data)
         if tree["align"] is not None and data is None:
             raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")

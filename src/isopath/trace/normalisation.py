@@ -40,8 +40,12 @@ class BatchStatistics(Network):
     def __init__(self, of: Network, layers: Sequence[str]) -> None:
         super().__init__(of._skeleton, set(of.space.names).__contains__)
         self.of, self.layers = of, tuple(layers)
-        for name in self.layers:
-            self._skeleton.get_submodule(name).train()
+        for layer in self._norms(self):
+            layer.train()
+
+    def _norms(self, network: Network) -> list[_BatchNorm]:
+        layers = [network._skeleton.get_submodule(name) for name in self.layers]
+        return [layer for layer in layers if isinstance(layer, _BatchNorm)]
 
     @classmethod
     def found(cls, network: Network, theta: Tensor, batch: Batch) -> BatchStatistics | None:
@@ -49,6 +53,8 @@ class BatchStatistics(Network):
         names = [name for name, layer in network._skeleton.named_modules()
                  if isinstance(layer, _BatchNorm) and layer.running_mean is not None
                  and {f"{name}.weight", f"{name}.bias"} <= set(network.space.names)]  # fmt: skip
+        if not names:
+            return None
         calls = dict.fromkeys(names, 0)
         few: set[str] = set()
 
@@ -79,9 +85,10 @@ class BatchStatistics(Network):
 
     def _moved(self, theta: Tensor, moments: dict[str, tuple[Tensor, Tensor]], enter: bool) -> Tensor:
         named = {name: value.clone() for name, value in self.space.unflatten(theta).items()}
-        for name, (mean, variance) in moments.items():
-            layer = self.of._skeleton.get_submodule(name)
-            own, deviation = layer.running_mean, (layer.running_var + layer.eps).sqrt()
+        for name, layer in zip(self.layers, self._norms(self.of)):
+            own, running = layer.running_mean, layer.running_var
+            assert own is not None and running is not None
+            (mean, variance), deviation = moments[name], (running + layer.eps).sqrt()
             scale, shift = named[f"{name}.weight"], named[f"{name}.bias"]
             ratio = ((variance + layer.eps).sqrt() / deviation).to(scale)
             scale.mul_(ratio if enter else 1 / ratio)
@@ -98,8 +105,9 @@ class BatchStatistics(Network):
             def hook(layer: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
                 units = inputs[0].detach().movedim(1, 0).flatten(1)
                 variance, mean = (part.double() for part in torch.var_mean(units, 1, correction=0))
-                kept, count = sums[name], units.shape[1]
-                sums[name] = [a + count * b for a, b in zip(kept, (1.0, mean, variance + mean.square()))]
+                count, (rows, total, squares) = units.shape[1], sums[name]
+                square = variance + mean.square()
+                sums[name] = [rows + count, total + count * mean, squares + count * square]
 
             return hook
 

@@ -13,7 +13,7 @@ from isopath.geometry.reference import Keeping, Kept, KeptAll, Part, Reference
 from isopath.network import Network
 from isopath.trace.normalisation import BatchStatistics
 
-MEASURED = 1024  # rows on which the statistics of batch norms are measured, before and after a round
+MEASURED = 256  # rows on which the statistics of batch norms are measured, before and after a round
 
 
 @dataclass(frozen=True)
