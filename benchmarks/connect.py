@@ -32,6 +32,7 @@ from isopath.symmetry import balanced, nearest
 
 CACHE = Path("runs") / "benchmarks"
 HELD = 5000  # training images that the factors' settings are chosen on
+MEAN, DEVIATION = (torch.tensor(c)[:, None, None] for c in ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]))
 MATCHED = 5000  # training images that alignment reads
 ESTIMATED = 2000  # of them, those that running statistics are estimated on
 LINES = ("unaligned", "activations")
@@ -105,8 +106,7 @@ def loaded(root: Path, name: str, train: bool) -> methods.Pair:
         save_file({"x": (found.inputs * 255).round().byte(), "y": found.labels}, stored)
     tensors = load_file(stored)
     x = tensors["x"].float() / 255
-    mean, deviation = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
-    x = (x - mean[:, None, None]) / deviation[:, None, None]
+    x = (x - MEAN) / DEVIATION
     return (F.avg_pool2d(x, 2) if name == "cifar16" else x), tensors["y"]
 
 
