@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import isopath as ip
 import networks
+from isopath.geometry.divergence import divergence_of
 from isopath.network import Network
 from isopath.paths import consensus
 
@@ -28,11 +29,16 @@ def value(task: ip.Task, model: nn.Module) -> float:
 
 def test_it_is_the_mean_divergence_from_the_mean_prediction():
     a, b = (mlp(seed).eval() for seed in (0, 1))
-    mean = (a(X).softmax(1) + b(X).softmax(1)) / 2
-    kl = (mean * (mean.log() - a(X).log_softmax(1))).sum(1).mean()
-    assert value(consensus([a, b], X), a) == pytest.approx(float(kl), rel=1e-12)
-    apart = ((a(X) - b(X)) / 2).square().sum(1).mean() / 2
-    assert value(consensus([a, b], X, "squared_error"), a) == pytest.approx(float(apart), rel=1e-12)
+    with torch.no_grad():
+        mean = (a(X).softmax(1) + b(X).softmax(1)) / 2
+        kl = (mean * (mean.log() - a(X).log_softmax(1))).sum(1).mean()
+        root = (mean.sqrt() - a(X).softmax(1).sqrt()).square().sum(1).mean() / 2
+        apart = ((a(X) - b(X)) / 2).square().sum(1).mean() / 2
+    for divergence, expected in (("kl", kl), (divergence_of("kl"), kl), ("hellinger", root), ("squared_error", apart)):
+        assert value(consensus([a, b], X, divergence), a) == pytest.approx(float(expected), rel=1e-10)
+    own = consensus([a, b], X, lambda y, y0: (y - y0).square().sum(-1) / 2, batch_size=7)
+    assert value(own, a) == pytest.approx(float(apart), rel=1e-10) and own.batch_size == 7
+    assert not own.y.requires_grad
 
 
 def test_a_network_agrees_with_itself_and_nothing_is_modified():
@@ -89,7 +95,21 @@ def test_bad_input_is_refused():
         consensus([mlp(0), mlp(1, 5)], X)
     with pytest.raises(ValueError, match="unknown divergence 'near'"):
         consensus([mlp(0)], X, "near")
-    with pytest.raises(ValueError, match="C >= 2"):
+    with pytest.raises(ValueError, match='use divergence="bernoulli" for a logit'):
         consensus([mlp(0, 1)], X)
+    with pytest.raises(ValueError, match="Sequential does not run on the inputs of a consensus"):
+        consensus([mlp(0)], X[:, :3])
+    with pytest.raises(ValueError, match="batch_size must be a whole number >= 1, got 0"):
+        consensus([mlp(0)], X, batch_size=0)
     with pytest.raises(TypeError, match="a Dataset or a DataLoader"):
         consensus([mlp(0)], "images")
+    broken = mlp(0)
+    broken[0].bias.data[0] = torch.inf
+    with pytest.raises(ValueError, match="the networks' output is not finite"):
+        consensus([broken], X)
+
+
+def test_rows_of_different_lengths_are_refused():
+    rows = [torch.ones(2 + k // 3, 4, dtype=torch.float64) for k in range(6)]
+    with pytest.raises(ValueError, match=r"one shape for all rows, got \(2, 3\) and \(3, 3\); pad every batch"):
+        consensus([nn.Linear(4, 3).double()], DataLoader(rows), batch_size=3)

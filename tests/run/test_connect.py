@@ -196,12 +196,17 @@ def test_other_checkpoints_of_the_same_names_are_refused(config: Path, run: Path
 
 def test_a_curve_learns_what_both_say_where_there_are_no_labels(config: Path, capsys: pytest.CaptureFixture[str]):
     run = config.parent / "consensus"
-    asked = config, "--out", run, "--set", "consensus=true", "--set", "objective=null"
+    asked = config, "--out", run, "--set", "consensus=kl", "--set", "objective=null"
     assert isopath("connect", *asked) == 0
     a, b, data = trained(0), trained(1), digits(True, [0, 1, 2, 3, 4]).inputs
     curve = ip.connect(a, b, ip.paths.consensus([a, b], data), steps=30, permutation=ip.align(a, b, data))
     assert torch.equal(ip.paths.Curve.load(run, network(5))(0.5), curve(0.5))
-    assert (run / "report.html").exists()
-    for more in ("data=null", "objective=" + json.dumps(yaml.safe_load(config.read_text())["objective"])):
-        assert isopath("connect", *asked[:2], config.parent / "no", *asked[3:], "--set", more) == 2
-        assert "consensus: true makes the objective of what both networks say" in capsys.readouterr().err
+    assert read_json(run / "metrics.json")["evaluations"] == pytest.approx(30 * 128 + 2 / 3 * len(data))
+    mistakes = {
+        "data=null": "align needs data:",
+        "objective=" + json.dumps(yaml.safe_load(config.read_text())["objective"]): "give data: and no objective:",
+        "consensus=near": "unknown divergence 'near'",
+    }
+    for mistake, said in mistakes.items():
+        assert isopath("connect", *asked[:2], config.parent / "no", *asked[3:], "--set", mistake) == 2
+        assert said in capsys.readouterr().err

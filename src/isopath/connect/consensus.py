@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from isopath.ensemble import Ensemble, Mean
-from isopath.examples import Examples
-from isopath.geometry.divergence import divergence_of
-from isopath.network import Output
+from isopath.arguments import check_count
+from isopath.ensemble import Ensemble
+from isopath.examples import Examples, check_finite
+from isopath.geometry.divergence import Divergence, divergence_of
+from isopath.network import Output, check_runs
 from isopath.network import _arguments as arguments_of
 from isopath.objectives import Task
 
 
 def consensus(
-    models: Sequence[nn.Module], inputs: Any, divergence: str = "kl", output: Output = None, batch_size: int = 128
-) -> Task:
+    models: Sequence[nn.Module], inputs: Any, divergence: str | Divergence | Callable[[Tensor, Tensor], Tensor] = "kl",
+    output: Output = None, batch_size: int = 128,
+) -> Task:  # fmt: skip
     """The mean divergence from what networks say together: low where a network predicts what they predict on average.
 
     As the objective of a curve it takes the place of labels. Trained networks are nearly right on their training
@@ -30,30 +32,42 @@ def consensus(
         models: at least one; they are run in eval mode and not modified.
         inputs: rows `(N, ...)`: a tensor, a tuple or mapping of tensors, a `Dataset` or a `DataLoader` (targets are
             ignored). Outputs on them are computed once, a third of a gradient evaluation for each row and network, and
-            held.
-        divergence: as for `Reference`. Of `"kl"` and `"hellinger"` the networks' mean probabilities are the target, of
-            the others their mean outputs.
+            held: rows must be the same each time they are read, not augmented anew. Of token outputs every token
+            counts, padded ones too.
+        divergence: as for `Reference`. Where it compares softmax outputs (`"kl"`, `"hellinger"` ...) the networks' mean
+            probabilities are the target, else their mean outputs.
         output: picks the output tensor from what a model returns (see `Network`).
         batch_size: rows per step, and per forward pass.
 
     Raises:
-        ValueError: there is no network, zero rows, an unknown divergence, or networks whose outputs differ in shape.
+        ValueError: there is no network, zero rows, an unknown divergence or one that does not fit the outputs, outputs
+            that differ in shape or are not finite, or a model that does not run on the inputs.
         TypeError: inputs of an unknown kind.
 
     Example: `ip.connect(a, b, ip.paths.consensus([a, b], x), permutation=ip.align(a, b, x))`.
     """
+    check_count(batch_size, "batch_size")
     compared = divergence_of(divergence)
-    mean: Mean = "probabilities" if divergence in ("kl", "hellinger") else "logits"
-    ensemble, examples = Ensemble(models, mean, output), Examples.of(inputs, what="the inputs")
-    rows, device = torch.arange(len(examples)), next(ensemble.parameters()).device
+    ensemble, examples = Ensemble(models, "logits", output), Examples.of(inputs, what="the inputs")
+    rows, device = torch.arange(len(examples)), next((p.device for p in ensemble.parameters()), None)
     if isinstance(inputs.dataset if isinstance(inputs, DataLoader) else inputs, IterableDataset):
         inputs = examples.take(rows)[0]  # in the order that outputs are in: another time it may be another
-    said = []
+    for model in ensemble.models:
+        check_runs(model, examples.take(rows[:2], device)[0], "the inputs of a consensus")
+    said: list[Tensor] = []
     with torch.no_grad():
         for part in rows.split(batch_size):
             args, kwargs = arguments_of(examples.take(part, device)[0])
-            said.append(ensemble(*args, **kwargs))
-            compared.check(said[-1])
+            outputs = ensemble.members(*args, **kwargs)
+            compared.check(outputs[0])
+            check_finite(outputs.transpose(0, 1), "the networks' output")
+            mean = outputs.log_softmax(-1).logsumexp(0) if compared.softmax else outputs.mean(0)
+            if said and said[0].shape[1:] != mean.shape[1:]:
+                raise ValueError(
+                    f"outputs must have one shape for all rows, got {tuple(said[0].shape[1:])} and "
+                    f"{tuple(mean.shape[1:])}; pad every batch to one length"
+                )
+            said.append(mean)
 
     def apart(y: Tensor, target: Tensor) -> Tensor:
         return compared.rows(y, target)

@@ -71,7 +71,7 @@ def _connected(
     data: Any = None,
     align: Literal["activations", "weights", "mixed"] | None = "activations",
     rescale: int = 0,
-    consensus: bool = False,
+    consensus: str | None = None,
     plane: int = 11,
 ) -> None:
     """The keys beside the arguments of `isopath.connect`.
@@ -85,7 +85,8 @@ def _connected(
         align: how the second network's units are matched to the first's; null for not at all.
         rescale: steps in which factors of the second network's units are found that lower the straight line to it,
             once it is aligned; 0 for none.
-        consensus: the objective is what both networks say of `data:` on average, which takes no labels.
+        consensus: the divergence, `kl` for classifiers, from what both networks say of `data:` on average: an objective
+            that takes no labels, in the place of `objective:`.
         plane: points on each axis of the loss over the plane of the curve, for the report; 0 for none.
     """
 

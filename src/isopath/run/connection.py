@@ -72,18 +72,18 @@ class Connection:
             data = built(tree["data"], "data", device)
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
         data = data.inputs if isinstance(data, Data) else data
-        if tree["consensus"]:
-            if data is None or objective is not None:
-                raise ConfigError("consensus: true makes the objective of what both networks say of data:; give data: "
-                                  "and no objective:")  # fmt: skip
-            objective = consensus(models, data)
         if tree["align"] is not None and data is None:
             raise ConfigError("align needs data:, inputs to measure activations on; or say align: null")
         if tree["rescale"] < 0:
             raise ConfigError(f"rescale must be >= 0 steps, got {tree['rescale']}")
-        if tree["rescale"] and (tree["align"] is None or objective is None):
-            raise ConfigError("rescale lowers the objective along the line to an aligned network: give objective: and "
-                              "align:, or say rescale: 0")  # fmt: skip
+        if tree["consensus"] and (data is None or objective is not None):
+            raise ConfigError("consensus: makes the objective of what both networks say of data:; give data: and no "
+                              "objective:")  # fmt: skip
+        if tree["rescale"] and (tree["align"] is None or (objective is None and not tree["consensus"])):
+            raise ConfigError("rescale lowers the objective along the line to an aligned network: give objective: (or "
+                              "consensus:) and align:, or say rescale: 0")  # fmt: skip
+        if tree["consensus"]:
+            objective = consensus(models, data, tree["consensus"])
         return cls(models[0], models[1], objective, data, tasks, tree)
 
     def aligned(self) -> Permutation | None:
@@ -171,7 +171,8 @@ def _findings(
     job: Connection, curve: Curve, permutation: Permutation | None, line: Curve | None
 ) -> dict[str, Any]:
     """Profiles of the straight lines and of the curve, their table, the plane, and a sentence."""
-    before = line.history[-1]["evaluations"] if line is not None else 0.0
+    said = 2 / 3 * len(job.objective) if job.tree["consensus"] else 0.0  # both networks' outputs
+    before = said + (line.history[-1]["evaluations"] if line is not None else 0.0)
     spent = before + (curve.history[-1]["evaluations"] if curve.history else 0.0)
     found: dict[str, Any] = {"status": "joined", "evaluations": spent, "steps": len(curve.history)}
     if permutation is not None:

@@ -30,8 +30,10 @@ class Recovery:
             round's steps did more harm than good.
         warmup: steps over which the rate rises.
         betas: of the running means of the gradient and of its square.
-        batch_statistics: batch norms whose scale and shift are trained take the statistics of each batch in the steps,
-            as in training; afterwards scale and shift make up for it, and running statistics stay as they are.
+        batch_statistics: batch norms take the statistics of each batch in the steps, as in training; afterwards their
+            scale and shift make up for it, and running statistics stay as they are. That is so of layers whose scale
+            and shift are trained, that are called once, and that have at least 1,024 values of a channel in a batch
+            (convolutions), where one reference with its rows is all that is kept.
     """
 
     steps: int = 50
