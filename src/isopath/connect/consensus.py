@@ -61,7 +61,8 @@ def consensus(
             outputs = ensemble.members(*args, **kwargs)
             compared.check(outputs[0])
             check_finite(outputs.transpose(0, 1), "the networks' output")
-            mean = outputs.log_softmax(-1).logsumexp(0) if compared.softmax else outputs.mean(0)
+            logs = outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(ensemble))).log().to(outputs)
+            mean = logs if compared.softmax else outputs.mean(0)
             if said and said[0].shape[1:] != mean.shape[1:]:
                 raise ValueError(
                     f"outputs must have one shape for all rows, got {tuple(said[0].shape[1:])} and "
