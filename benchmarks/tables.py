@@ -65,6 +65,7 @@ SPARSE = {
     "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images, twelve each",
 }  # fmt: skip
 ROBUST = ("from scratch", "fine-tuned", "isopath")
+ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
 
 
 def values(protocol: str, method: str, key: str) -> list[float]:
@@ -177,6 +178,19 @@ def pruned(study: str) -> str:
     return ruled([f"points of MNIST accuracy lost: {SPARSE[study]}", *(f"{s} % zero" for s in shares)], rows)
 
 
+def pruned_images() -> str:
+    """CIFAR-10 networks made sparse."""
+    from benchmarks.cifar_sparsity import METHODS
+
+    rows = []
+    for method in METHODS:
+        lost = [values(f"cifar_sparsity/vgg/{share}", method, "lost") for share in (90, 95, 98)]
+        rows += [[bold(method), *map(spread, lost)]] if any(lost) else []
+    dense = spread(values("cifar_sparsity/vgg/95", "one-shot", "dense"), 1, count=False)
+    heads = [f"points of CIFAR-10 accuracy lost ({dense} %): a VGG", *(f"{share} % zero" for share in (90, 95, 98))]
+    return ruled(heads, rows)
+
+
 def operated() -> str:
     """Surgery."""
     rows = [[bold(method), *(spread(values(f"surgery/{share}", method, "accuracy")) for share in (90, 95, 98))]
@@ -215,15 +229,15 @@ def generated() -> str:
     return ruled(["a small CNN on MNIST, test accuracy, %", *heads], rows)
 
 
-def robust() -> str:
+def robust(study: str) -> str:
     """Adversarial training against a trace."""
     keys, rows = ("clean", "white_box", "autoattack", "worst"), []
     for method in ROBUST:
-        found = [values("robust/mnist", method, key) for key in keys]
-        spent = values("robust/mnist", method, "evaluations")
+        found = [values(f"robust/{study}", method, key) for key in keys]
+        spent = values(f"robust/{study}", method, "evaluations")
         said = f"{statistics.mean(spent) / 1e6:.2f} million" if spent else "–"
         rows.append([bold(method), *(spread(one, 1) for one in found), said])
-    heads = ["MNIST, L∞ 0.1, %", "clean", "PGD-20", "APGD-CE + APGD-T", "worst of all", "gradient evaluations"]
+    heads = [f"{ATTACKED[study]}, %", "clean", "PGD-20", "APGD-CE + APGD-T", "worst of all", "gradient evaluations"]
     return ruled(heads, rows)
 
 
@@ -277,7 +291,8 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary, "learned": learned, "turned": turned, "against": against, "joined": joined, "curved": curved,
     "in turn": in_turn, "texts": texts, "operated": operated, "text pruned": text_pruned,
-    "generated": generated, "robust": robust,
+    "generated": generated, "pruned vgg": pruned_images,
+    **{f"robust {study}": partial(robust, study) for study in ATTACKED},
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
     **{f"packed {name}": partial(packed, name) for name in PACKED},
 }  # fmt: skip
