@@ -131,6 +131,8 @@ def rows_of(args: Any, name: str) -> list[dict[str, Any] | None]:
     """What is missing of a study, and all its rows."""
     rows: list[dict[str, Any] | None] = []
     for method, grid in STUDIES[name].grids.items():
+        if args.methods and method not in args.methods.split(";"):
+            continue
         ran = (*(RAN if method == "isopath" else ()), *TRAINED)
 
         def held(settings: Settings, method: str = method) -> dict[str, Any]:
@@ -146,13 +148,13 @@ def rows_of(args: Any, name: str) -> list[dict[str, Any] | None]:
 
 def main() -> None:
     """Runs what is missing and prints the tables."""
-    args, texts = arguments(__doc__ or ""), []
+    args, texts = arguments(__doc__ or "", methods=""), []
     columns = ["start", "clean", "white_box", "autoattack", "worst", "evaluations"]
     for name in STUDIES:
         if not args.only or name in args.only:
             texts.append(f"{name}\n\n" + table(rows_of(args, name), columns, "{:.4g}"))
     text = "\n\n".join(texts)
-    if not args.only:
+    if not args.only and not args.methods:
         (RESULTS / "robust.md").write_text(text + "\n")
     print(text)
 
