@@ -4,7 +4,7 @@ The protocols are in `benchmarks/protocols.py`, the methods in `benchmarks/learn
 in the same order, starts from the same weights and takes the same steps; those that replay rows spend more gradient
 evaluations, which are in the results. Each chooses among its settings by the mean accuracy on 5,000 held-out training
 images, with the data order and the weights of seed 0, over all tasks, with 400 of 2,000 steps where there
-are those (isopath with examples then its rate of two, with all steps); the choice is in the results.
+are those; the choice is in the results.
 
 R[i, j] is the test accuracy on task j after task i, in percent; with T tasks and b_j the accuracy before training,
 average = mean_j R[T, j], backward transfer = mean_{j<T} R[T, j] - R[j, j], forward transfer =
@@ -38,7 +38,6 @@ from benchmarks.learners.si import SI
 from benchmarks.protocols import PROTOCOLS, Protocol
 
 SHORTER = {"split-domain": 400, "split-task": 400}  # the steps of a task that they are chosen with, where not all
-WHOLE = {("split-domain", "isopath, both"): (0.01, 0.005)}  # rates tried again with all steps
 OURS = (*GROUND, "optim", *(f"geometry/{name}" for name in ("batch", "blocks", "choice", "curvature", "divergence",
         "estimated", "factors", "kronecker", "memory", "reference", "sweep")))  # fmt: skip
 Grid = list[dict[str, Any]]
@@ -234,19 +233,14 @@ def _ran(p: Protocol, method: str) -> tuple[str, ...]:
 
 def best(args: Any, name: str, method: str) -> dict[str, Any] | None:
     """The method's settings that are best on held-out images; `None` while they are not all known."""
+    p = replace(PROTOCOLS[name], steps=SHORTER.get(name, PROTOCOLS[name].steps))
 
-    def tried(k: int, settings: dict[str, Any], label: str, p: Protocol) -> dict[str, Any] | None:
+    def tried(k: int, settings: dict[str, Any]) -> dict[str, Any] | None:
         work = partial(learned, args.data, p, method, settings, 0, p.tasks, True)
         fixed = {**settings, "protocol": p.described}
-        return run(f"continual/{name}/grid", f"{label}-{k}", 0, fixed, args, work, _ran(p, method))
+        return run(f"continual/{name}/grid", f"{method}-{k}", 0, fixed, args, work, _ran(p, method))
 
-    whole = PROTOCOLS[name]
-    shorter = replace(whole, steps=SHORTER.get(name, whole.steps))
-    settings = chosen(GRIDS[name][method], partial(tried, label=method, p=shorter), "average")
-    if settings is None or (name, method) not in WHOLE:
-        return settings
-    again = [{**settings, "rate": rate} for rate in WHOLE[name, method]]
-    return chosen(again, partial(tried, label=f"{method}, all steps", p=whole), "average")
+    return chosen(GRIDS[name][method], tried, "average")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ copy), largest change 2/255, a convolutional network of 141,000 weights without 
 per seed, trained on clean images for three epochs, or eight (Adam), or from random weights ("from scratch"), and are
 trained on PGD attacks of five steps. From scratch 1,200,000 gradient evaluations may be spent, attacks included (on
 CIFAR-10 1,800,000), by the others half as many. Rates and tolerances are chosen on 5,000 held-out training images with
-seed 0, by accuracy under PGD of ten steps on 1,000 of them. from scratch, fine-tuned: Adam, rate to zero. isopath:
+seed 0, by accuracy under PGD of ten steps on 1,000 of them, of ours where the clean accuracy is at most two points
+below the start. from scratch, fine-tuned: Adam, rate to zero. isopath:
 `ip.trace` to `ip.Robust`, its clean outputs on 2,000 training images kept within a tolerance.
 
 The protocol of `ip.robustness` on the first 500 test images: white-box PGD-20 with five starts, APGD-CE and APGD-T, and
@@ -68,7 +69,7 @@ def grids(rates: tuple[float, ...], tolerances: tuple[float, ...]) -> dict[str, 
 
 STUDIES = {
     "mnist": Study("mnist", small_cnn, 0.1, 3, 1_200_000.0, grids((1e-3, 2e-3, 4e-3, 8e-3), (0.003, 0.01, 0.03))),
-    "cifar": Study("cifar16", plain_cnn, 2 / 255, 8, 1_800_000.0, grids((1e-3, 3e-3), (0.01, 0.03))),
+    "cifar": Study("cifar16", plain_cnn, 2 / 255, 8, 1_800_000.0, grids((1e-3, 3e-3), (0.03, 0.1, 0.3))),
 }
 
 
@@ -119,7 +120,8 @@ def attacked(args: Any, name: str, method: str, settings: Settings, seed: int, h
     found = {"start": start, "clean": after, "evaluations": spent, "status": said}
     if held:
         few = ip.Robust(test[0][:1000], test[1][:1000], attack=PGD(study.eps, 10), batch_size=1000)
-        return {**found, "robust": 100 * float(ip.evaluate(trained, few).accuracy or 0)}
+        robust = 100 * float(ip.evaluate(trained, few).accuracy or 0)
+        return {**found, "robust": robust, "score": robust if method != "isopath" or after >= start - 2 else 0.0}
     scores = ip.robustness(trained, test[0][:SEEN], test[1][:SEEN], study.eps, seed=seed)
     assert scores.autoattack is not None, scores.official
     return {**found, "white_box": 100 * scores.white_box.value, "autoattack": 100 * scores.autoattack.value,
@@ -138,7 +140,7 @@ def rows_of(args: Any, name: str) -> list[dict[str, Any] | None]:
         def held(settings: Settings, method: str = method) -> dict[str, Any]:
             return attacked(args, name, method, settings, 0, True)
 
-        best = settled_on(f"robust/{name}", method, grid, args, held, "robust", ran)
+        best = settled_on(f"robust/{name}", method, grid, args, held, "score" if name == "cifar" else "robust", ran)
         for seed in args.seeds if best else ():
             assert best is not None
             work = partial(attacked, args, name, method, best, seed, False)
