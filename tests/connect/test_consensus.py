@@ -53,8 +53,13 @@ class Shuffled(IterableDataset):
         return iter(TensorDataset(X[torch.randperm(90)], Y))
 
 
-@pytest.mark.parametrize("given", [
-    TensorDataset(X, Y), DataLoader(TensorDataset(X, Y), 7), DataLoader(Shuffled(), 9), X[:, :]], ids=str)  # fmt: skip
+GIVEN = {
+    "a dataset": TensorDataset(X, Y), "a loader": DataLoader(TensorDataset(X, Y), 7),
+    "a stream in another order each time": DataLoader(Shuffled(), 9), "a tensor": X,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
 def test_inputs_of_every_kind_get_the_targets_of_their_rows(given):
     model = mlp(0)
     assert value(consensus([model], given), model) == pytest.approx(0, abs=1e-15)
