@@ -7,7 +7,7 @@ passes over the reference, or eight ("longer"); what it spent is in the row. Onl
 labels. isopath keeps the logits.
 
 unstructured: the methods of `benchmarks/sparsity.py`, their settings chosen of two at 95 %, by surgeons at one rate.
-Batch norm takes the statistics of its batches in the steps of all of them.
+Batch norm takes the statistics of its batches in the steps of all but the normalised ones.
 
 channels: HSPG (half-space stochastic projected gradient, `benchmarks/hspg.py`) against `ip.Sparsity` in channels, both
 compacted. Of the settings whose compact network takes at most 1 / 2 (1 / 4) of the operations the most accurate is

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from isopath.arguments import check_count
-from isopath.ensemble import Ensemble
+from isopath.ensemble import Ensemble, Mean
 from isopath.examples import Examples, check_finite
 from isopath.geometry.divergence import Divergence, divergence_of
 from isopath.network import Output, check_runs
@@ -48,29 +48,25 @@ def consensus(
     """
     check_count(batch_size, "batch_size")
     compared = divergence_of(divergence)
-    ensemble, examples = Ensemble(models, "logits", output), Examples.of(inputs, what="the inputs")
+    mean: Mean = "probabilities" if compared.softmax else "logits"
+    ensemble, examples = Ensemble(models, mean, output), Examples.of(inputs, what="the inputs")
     rows, device = torch.arange(len(examples)), next((p.device for p in ensemble.parameters()), None)
     if isinstance(inputs.dataset if isinstance(inputs, DataLoader) else inputs, IterableDataset):
         inputs = examples.take(rows)[0]  # in the order that outputs are in: another time it may be another
+    few = examples.take(rows[:2], device)[0]
     for model in ensemble.models:
-        check_runs(model, examples.take(rows[:2], device)[0], "the inputs of a consensus")
+        check_runs(model, few, "the inputs of a consensus")
     said: list[Tensor] = []
     with torch.no_grad():
+        args, kwargs = arguments_of(few)
+        compared.check(ensemble.members(*args, **kwargs)[0])
         for part in rows.split(batch_size):
             args, kwargs = arguments_of(examples.take(part, device)[0])
-            outputs = ensemble.members(*args, **kwargs)
-            compared.check(outputs[0])
-            check_finite(outputs.transpose(0, 1), "the networks' output")
-            logs = outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(ensemble))).log().to(outputs)
-            mean = logs if compared.softmax else outputs.mean(0)
-            if said and said[0].shape[1:] != mean.shape[1:]:
+            said.append(ensemble(*args, **kwargs))
+            check_finite(said[-1], "the networks' output")
+            if said[0].shape[1:] != said[-1].shape[1:]:
                 raise ValueError(
                     f"outputs must have one shape for all rows, got {tuple(said[0].shape[1:])} and "
-                    f"{tuple(mean.shape[1:])}; pad every batch to one length"
+                    f"{tuple(said[-1].shape[1:])}; pad every batch to one length"
                 )
-            said.append(mean)
-
-    def apart(y: Tensor, target: Tensor) -> Tensor:
-        return compared.rows(y, target)
-
-    return Task(inputs, torch.cat(said), apart, output, batch_size)
+    return Task(inputs, torch.cat(said), compared.rows, output, batch_size)
