@@ -13,7 +13,7 @@ from isopath.geometry.estimated import kept_by
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Kept, Reference, References
 from isopath.network import Network
-from isopath.objectives import Objective, Sparsity, as_objective
+from isopath.objectives import Objective, Robust, Sparsity, as_objective
 from isopath.objectives.objective import Scalar
 from isopath.run.progress import shown
 from isopath.space import Trainable
@@ -21,12 +21,16 @@ from isopath.storage import DamagedFile
 from isopath.trace.controller import Backtracking
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import Direction, NaturalGradient
+from isopath.trace.lagrangian import Lagrangian, Multiplier
 from isopath.trace.record import Record, about
 from isopath.trace.recovery import Recovery
 from isopath.trace.sparsifier import Sparsifier
 from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 from isopath.trace.trajectory import Keeper, Trajectory
+
+Corrector = GaussNewton | Multiplier | Recovery | None
+OBJECTIVES_OWN = GaussNewton()  # left as it is: the one that suits the objective
 
 
 def trace(
@@ -39,7 +43,7 @@ def trace(
     *,
     trainable: Trainable = None,
     direction: Direction | None = None,
-    corrector: GaussNewton | Recovery | None = GaussNewton(),  # noqa: B008 (frozen)
+    corrector: Corrector = OBJECTIVES_OWN,
     controller: Backtracking | None = None,
     max_evaluations: float | None = None,
     keep_waypoints: int | str = 32,
@@ -66,8 +70,8 @@ def trace(
         seed: of the reference's split and the objective's batches. The same seed gives the same bits.
         trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
         direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`.
-        corrector: `GaussNewton()`, or, where the objective is a `Sparsity` alone, `Recovery()`; `None` for no
-            correction.
+        corrector: `GaussNewton()`; where the objective is a `Sparsity` alone, `Recovery()`; where it is a `Robust`,
+            `Multiplier()`, which suits any objective of noisy batches; `None` for no correction.
         controller: step lengths; `Backtracking()` by default.
         max_evaluations: gradient evaluations at most.
         keep_waypoints: how many points of the path to keep, or `"all"`.
@@ -100,7 +104,7 @@ def steps(
     *,
     trainable: Trainable = None,
     direction: Direction | None = None,
-    corrector: GaussNewton | Recovery | None = GaussNewton(),  # noqa: B008 (frozen)
+    corrector: Corrector = OBJECTIVES_OWN,
     controller: Backtracking | None = None,
     max_evaluations: float | None = None,
 ) -> Iterator[State]:
@@ -123,17 +127,24 @@ def _tracer(
     tolerance: float,
     budget: tuple[int, float | None],
     direction: Direction | None,
-    corrector: GaussNewton | Recovery | None,
+    corrector: Corrector,
     controller: Backtracking | None,
 ) -> Tracer:
     max_steps, max_evaluations = budget
     sparse = isinstance(objective, Sparsity)
     if isinstance(corrector, Recovery) and not sparse:
         raise TypeError("Recovery corrects a trace whose only objective is a Sparsity; leave corrector= as it is")
+    if isinstance(corrector, Multiplier) and sparse:
+        raise TypeError("a Sparsity alone is corrected by Recovery, not by Multiplier; leave corrector= as it is")
+    if corrector is OBJECTIVES_OWN and isinstance(objective, Robust):
+        corrector = Multiplier()
+    kind: type[Tracer] = Tracer
     own: dict[str, Any] = {"corrector": corrector}
     if sparse:
-        own = {"recovery": Recovery() if isinstance(corrector, GaussNewton) else corrector}
-    return (Sparsifier if sparse else Tracer).of(
+        kind, own = Sparsifier, {"recovery": Recovery() if isinstance(corrector, GaussNewton) else corrector}
+    elif isinstance(corrector, Multiplier):
+        kind, own = Lagrangian, {"multiplier": corrector}
+    return kind.of(
         network,
         kept_by(keep, network, seed) if isinstance(keep, Memory) else keep,
         as_objective(objective),

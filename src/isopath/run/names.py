@@ -13,7 +13,7 @@ from isopath.run.hints import said
 TOP = ("Reference", "Task", "Robust", "Sparsity", "Toward", "Diversity", "NaturalGradient", "NullSpace", "Penalised")
 SHORT: dict[str, str] = {
     **dict.fromkeys(TOP, "isopath"),
-    **dict.fromkeys(("GaussNewton", "Recovery", "Backtracking"), "isopath.trace"),
+    **dict.fromkeys(("GaussNewton", "Multiplier", "Recovery", "Backtracking"), "isopath.trace"),
     **dict.fromkeys(("digits", "mnist", "idx", "npz", "parquet", "image_folder"), "isopath.run.data"),
     "PGD": "isopath.attacks",
     "span": "isopath.run.names",

@@ -3,12 +3,13 @@
 from isopath.trace.controller import Backtracking
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
+from isopath.trace.lagrangian import Lagrangian, Multiplier
 from isopath.trace.recovery import Recovery
 from isopath.trace.sparsifier import Sparsifier
 from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 
 __all__ = [
-    "Backtracking", "GaussNewton", "NaturalGradient", "NullSpace", "Penalised", "Recovery", "Sparsifier", "State",
-    "Tracer",
+    "Backtracking", "GaussNewton", "Lagrangian", "Multiplier", "NaturalGradient", "NullSpace", "Penalised", "Recovery",
+    "Sparsifier", "State", "Tracer",
 ]  # fmt: skip

@@ -66,7 +66,7 @@ class State:
 
     theta: Tensor
     momentum: Tensor | None = None
-    second: Tensor | None = None  # running mean of the gradient's square, where a sparse path recovers
+    second: Tensor | None = None  # running mean of the gradient's square, where the steps are Adam's
     support: Tensor | None = None
     accepted: bool = True
     why: Verdict = "accepted"
