@@ -141,6 +141,29 @@ def test_the_fraction_is_of_all_weights_and_no_more_than_a_unit_above():
         assert fraction * count - 0.5 <= int(gone.sum()) <= fraction * count + 28  # a row and a column of twelve, and 4
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("multiple", [4, 5, 7])
+def test_what_stays_is_a_multiple_at_every_waypoint(multiple, scope):
+    objective = ip.Sparsity(0.5, "channels", scope, multiple=multiple)
+    path = ip.trace(net(), ip.Reference(x(200, 4).float()), objective, 0.5, 24, corrector=QUICK, keep_waypoints="all")
+    assert path.status == "converged" and sparsity(path.network.space, path.point()) >= 0.5
+    seen = set()
+    for step in path.steps:
+        small = ip.compact(path.model(step), x(2, 4).float())
+        seen |= {small[0].out_features, small[2].out_features}
+    assert all(width == 12 or (width > 0 and width % multiple == 0) for width in seen) and len(seen) > 1
+
+
+def test_groups_with_fewer_units_than_the_multiple_stay_whole():
+    units = units_of(net())
+    space, scores = Network(net()).space, channels.magnitudes(units, Network(net()).space, Network(net()).start)
+    assert bool(channels.support(units, space, scores, 1.0, False, multiple=16).all())
+    whole = channels.support(units, space, scores, 1.0, False, multiple=12)
+    assert bool(whole.all())
+    left = channels.support(units, space, scores, 1.0, False, multiple=8)
+    assert int((space.unflatten(left.double())["0.bias"] != 0).sum()) == 8
+
+
 def test_max_finds_how_few_the_tolerance_allows():
     loose, tight = (trace("max", seeded(), tolerance=t, rows=80, steps=80, score="metric") for t in (0.05, 0.002))
     assert loose.status == tight.status == "converged" and tight.drift <= 0.002
@@ -201,3 +224,9 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match=r"pattern='channels' .* need a trace whose only objective is the sparsity"):
         task = ip.Task(x(8, 4), torch.zeros(8).long())
         ip.trace(mlp(), None, task + ip.Sparsity(0.3, pattern="channels"), max_steps=2)
+    with pytest.raises(ValueError, match=r"multiple counts channels, got pattern='unstructured'"):
+        ip.Sparsity(0.3, multiple=8)
+    with pytest.raises(ValueError, match=r"multiple must be a whole number >= 1, got 0"):
+        ip.Sparsity(0.3, "channels", multiple=0)
+    with pytest.raises(ValueError, match=r"channels but 8 of each kind"):
+        ip.trace(net(), ip.Reference(x(20, 4).float()), ip.Sparsity(0.9, "channels", multiple=8), max_steps=2)

@@ -14,7 +14,7 @@ from isopath.symmetry import Units, symmetries
 Scores = Mapping[int, Tensor]  # of each group, (n,)
 
 
-def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction: float) -> Units:
+def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction: float, multiple: int = 1) -> Units:
     """The channels of a module that can go.
 
     Args:
@@ -23,6 +23,7 @@ def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction:
         space: whose coordinates may become zero.
         theta: the point that it is at.
         fraction: of the weights that is to go.
+        multiple: of which the number that stays in each group is one.
 
     Raises:
         ValueError: none can go, or fewer than asked.
@@ -31,12 +32,12 @@ def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction:
     if not units.sizes:
         raise ValueError(f"the model has no channel that can go: {units}")
     wide = space.where(lambda name, shape: len(shape) >= 2)
-    least = support(units, space, magnitudes(units, space, theta), 1.0, by_layer=False)
+    least = support(units, space, magnitudes(units, space, theta), 1.0, False, multiple)
     most = float((~least & wide).sum() / wide.sum())
     if fraction > most:
         raise ValueError(
-            f"without its channels but one of each kind {most:.1%} of the weights are zero, got a fraction of "
-            f"{fraction:.1%}; ask for less, or for another pattern. {units}"
+            f"without its channels but {'one' if multiple == 1 else multiple} of each kind {most:.1%} of the weights "
+            f"are zero, got a fraction of {fraction:.1%}; ask for less, or for another pattern. {units}"
         )
     return units
 
@@ -69,10 +70,12 @@ def emptied(units: Units, space: Space, theta: Tensor, key: int, unit: int) -> T
     return theta
 
 
-def support(units: Units, space: Space, scores: Scores, fraction: float, by_layer: bool) -> Tensor:
+def support(
+    units: Units, space: Space, scores: Scores, fraction: float, by_layer: bool, multiple: int = 1
+) -> Tensor:
     """Which coordinates stay, `(P,)`, where units of least score go until a fraction of the weights has gone.
 
-    At least one unit stays in each group.
+    At least one unit stays in each group, or `multiple`, or all of a group that has fewer.
 
     Args:
         units: that may go.
@@ -80,18 +83,20 @@ def support(units: Units, space: Space, scores: Scores, fraction: float, by_laye
         scores: of each unit.
         fraction: of the entries of parameters of two or more dimensions.
         by_layer: whether each group loses the same share of its units, instead of all competing.
+        multiple: units go so many at a time, ranked by their mean score, and first those beyond a multiple.
     """
     ranked = []
     for key, values in scores.items():
-        order = values.argsort(stable=True).tolist()
-        ranked += [((rank + 1) / len(order) if by_layer else float(values[unit]), key, unit)
-                   for rank, unit in enumerate(order[:-1])]  # fmt: skip
+        order, gone = values.argsort(stable=True), 0
+        for size in _blocks(len(order), multiple):
+            block, gone = order[gone : gone + size], gone + size
+            ranked.append((gone / len(order) if by_layer else float(values[block].mean()), key, block))
     ranked.sort(key=lambda entry: entry[0])
 
     def mask(count: int) -> Tensor:
         kept = {key: torch.ones(size, dtype=torch.bool) for key, size in units.sizes.items()}
-        for _, key, unit in ranked[:count]:
-            kept[key][unit] = False
+        for _, key, block in ranked[:count]:
+            kept[key][block] = False
         entries = units.entries(kept)
         flat = [entries[n].flatten() if n in entries else torch.ones(s.numel(), dtype=torch.bool)
                 for n, s in zip(space.names, space.shapes)]  # fmt: skip
@@ -106,3 +111,9 @@ def support(units: Units, space: Space, scores: Scores, fraction: float, by_laye
         else:
             high = middle
     return mask(low).to(space.device)
+
+
+def _blocks(units: int, multiple: int) -> list[int]:
+    """How many of a group's units go at a time, so that what stays is a multiple and not nothing."""
+    beyond, times = units % multiple, units // multiple
+    return ([beyond] if beyond and times else []) + [multiple] * (times - 1)

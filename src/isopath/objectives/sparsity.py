@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from isopath.arguments import check_count
 from isopath.network import Network
 from isopath.objectives.objective import Objective
 from isopath.space import Space
@@ -39,6 +40,8 @@ class Sparsity(Objective):
         score: what goes first: the smallest `"magnitude"`, or what by the `"metric"` moves the outputs least: a weight
             when the others make up for it (see `geometry.saliency`), a channel as measured. In a sum only
             `"magnitude"`.
+        multiple: of `"channels"`, the number that stays in each set of units that go together is a multiple of this
+            one: 8, or what the machine's vectors hold, makes a compacted network faster for the same operations.
 
     Raises:
         ValueError: the fraction is out of range, is not what the pattern gives, or a word is unknown.
@@ -48,6 +51,7 @@ class Sparsity(Objective):
     pattern: str = "unstructured"
     scope: Scope = "global"
     score: Score = "magnitude"
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         if self.fraction != "max" and not (isinstance(self.fraction, (int, float)) and 0 <= self.fraction < 1):
@@ -59,6 +63,9 @@ class Sparsity(Objective):
                                  ("score", self.score, ("magnitude", "metric"))):  # fmt: skip
             if got not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")
+        check_count(self.multiple, "multiple")
+        if self.multiple > 1 and self.pattern != CHANNELS:
+            raise ValueError(f"multiple counts channels, got pattern={self.pattern!r}; say pattern='channels'")
         stay, of = self._pattern()
         if of and (self.fraction == "max" or not math.isclose(self.fraction, 1 - stay / of, abs_tol=1e-6)):
             raise ValueError(f"{self.pattern} makes {1 - stay / of:g} of the weights zero, got {self.fraction}")

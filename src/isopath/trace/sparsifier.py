@@ -79,7 +79,7 @@ class Sparsifier(Tracer):
         start, asked = self.network.start, self._sparsity.fraction
         example = references[0]._placed(torch.arange(2), space.device)
         fraction = 0.0 if asked == "max" else float(asked)
-        return channels.found(self.network.model(start), example, space, start, fraction)
+        return channels.found(self.network.model(start), example, space, start, fraction, self._sparsity.multiple)
 
     @property
     def _count(self) -> int:
@@ -203,7 +203,7 @@ class Sparsifier(Tracer):
                 for unit in values.nonzero().flatten().tolist():
                     point = channels.emptied(units, space, state.theta, key, unit)
                     scores[key][unit] = self._rows.drift(point, state.attempt, PROBED)
-        return channels.support(units, space, scores, goal, self._sparsity.scope == "layer")
+        return channels.support(units, space, scores, goal, self._sparsity.scope == "layer", self._sparsity.multiple)
 
     def _made_up(self, frame: Frame, gone: Tensor, support: Tensor) -> Tensor:
         """v_R with (G_RR + μI) v_R = G_RS θ_S."""
