@@ -3,8 +3,9 @@
 Images are averaged over 2 x 2 pixels, what two cores allow, and a JPEG copy. 45,000 training images and their mirror
 images are the reference; on the other 5,000 settings are chosen, with seed 0. From one trained network per seed (SGD
 with Nesterov's momentum, eight epochs of the same 90,000) each method may spend the same gradient evaluations, three
-passes over the reference, or eight ("longer"); what it spent is in the row. Only the lines that say so, and HSPG, read
-labels. isopath keeps the logits.
+passes over the reference; what it spent is in the row. "longer" and channels have ten passes, and seven more copies of
+the reference, each image moved by up to two pixels. Only the lines that say so, and HSPG, read labels. isopath keeps
+the logits, for channels the probabilities.
 
 unstructured: the methods of `benchmarks/sparsity.py`, their settings chosen of two at 95 %, by surgeons at one rate.
 Batch norm takes the statistics of its batches in the steps of all but the normalised ones.
@@ -19,6 +20,7 @@ chosen. "operations" and "faster" are ratios, dense to compact; time is that of 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import isopath as ip
@@ -35,10 +38,10 @@ from benchmarks.hspg import hspg
 from benchmarks.methods import Pair
 from benchmarks.networks import resnet20, vgg
 from benchmarks.sparsity import LOGITS, OURS, SIZE, SURGEONS, Settings, cut, gradual, masks, rates, stepped, weights
-from isopath.connect import reestimated
 from isopath.trace import NaturalGradient, Recovery
 
 HELD, PASSES, STEPS = 5000, 3, 50
+LONGER, COPIES, MOVED = 10, 8, 2
 SPLIT = 0.98  # of the reference, what recovery sees; the rest judges the drift
 KEPT = {"divergence": "squared_error"}
 UNITS = (*JOINED, "symmetry/units", "symmetry/compaction", "symmetry/trial")
@@ -52,8 +55,9 @@ class Study:
         build: the network.
         methods: and the grid of each.
         fractions: of the weights that go, the one settings are chosen at first.
-        passes: over the reference that gradient evaluations may be spent on.
+        passes: over the 90,000 that gradient evaluations may be spent on.
         dense: the study whose trained networks are pruned, where it is another one.
+        copies: of the reference, all but the first with moved images.
     """
 
     build: Callable[[], nn.Module]
@@ -61,6 +65,7 @@ class Study:
     fractions: tuple[float, ...] = ()
     passes: int = PASSES
     dense: str = ""
+    copies: int = 1
 
 
 def ours(*grid: float) -> list[Settings]:
@@ -69,9 +74,9 @@ def ours(*grid: float) -> list[Settings]:
 
 
 SLIMMING: list[Settings] = [
-    {"rate": 4e-3, "fraction": fraction, "scope": scope, "anew": True, **KEPT}
-    for scope, fractions in (("global", (0.65, 0.8)), ("layer", (0.5, 0.75))) for fraction in fractions
-]  # fmt: skip
+    {"rate": 1.6e-2, "fraction": fraction, "scope": "layer", "multiple": 8, "divergence": "kl"}
+    for fraction in (0.55, 0.75)
+]
 SURGERY = [{"rate": 4e-3, "damping": damping} for damping in (1e-5, 1e-3)]
 METHODS = {
     "one-shot": rates(0.0), **dict.fromkeys(("gradual, distilled", LOGITS, "gradual, labels"), rates(4e-3, 8e-3)),
@@ -82,12 +87,12 @@ METHODS = {
 STUDIES = {
     "vgg": Study(vgg, METHODS, (0.95, 0.9, 0.98)),
     # at the rates that three passes chose
-    "longer": Study(vgg, {LOGITS: rates(4e-3), "isopath, metric": ours(1.6e-2)}, (0.9,), 8, "vgg"),
+    "longer": Study(vgg, {LOGITS: rates(4e-3), "isopath, metric": ours(1.6e-2)}, (0.9,), LONGER, "vgg", COPIES),
     "resnet": Study(partial(resnet20, 8), METHODS, (0.95, 0.9, 0.98)),
 }
 SLIMMED: dict[str, list[Settings]] = {
-    "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.003, 0.01, 0.02, 0.04)],
-    "isopath, magnitude": SLIMMING, "isopath, metric": SLIMMING,
+    "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.1, 0.2)],
+    "isopath, magnitude": SLIMMING,
 }
 
 
@@ -98,6 +103,21 @@ def images(root: Path) -> tuple[Pair, Pair, Pair]:
     twice = torch.cat([x[:-HELD], x[:-HELD].flip(3)]), y[:-HELD].repeat(2)
     placed = [(t.contiguous(memory_format=torch.channels_last), of) for t, of in (twice, (x[-HELD:], y[-HELD:]), test)]
     return placed[0], placed[1], placed[2]
+
+
+@cache
+def reference(root: Path, copies: int) -> Pair:
+    """What every method reads: the images, and copies of them moved by up to two pixels each way, with labels."""
+    (x, y), generator = images(root)[0], torch.Generator().manual_seed(5)
+    side, every = x.shape[-1], [x]
+    wide = F.pad(x, (MOVED,) * 4, mode="reflect")
+    for _ in range(copies - 1):
+        moved, by = torch.empty_like(x), torch.randint(0, 2 * MOVED + 1, (2, len(x)), generator=generator)
+        for down, right in itertools.product(range(2 * MOVED + 1), repeat=2):
+            rows = (by[0] == down) & (by[1] == right)
+            moved[rows] = wide[rows, :, down : down + side, right : right + side]
+        every.append(moved)
+    return torch.cat(every).contiguous(memory_format=torch.channels_last), y.repeat(copies)
 
 
 def network(root: Path, name: str, seed: int) -> nn.Module:
@@ -114,25 +134,24 @@ def accuracy(model: nn.Module, data: Pair) -> float:
 
 def traced(
     model: nn.Module, x: torch.Tensor, objective: ip.Sparsity, settings: Settings, seed: int,
-    metric: str = "kronecker", passes: int = PASSES,
+    metric: str = "kronecker", budget: float = 0.0,
 ) -> Any:  # fmt: skip
     """Ours: the sparse network and the gradient evaluations spent."""
-    rounds, budget = passes * len(x) // (STEPS * SIZE), passes * len(x)
+    rounds = int(budget) // (STEPS * SIZE)
     recovery, direction = Recovery(STEPS, SIZE, settings["rate"]), NaturalGradient(metric, {"samples": 1})
     kept = ip.Reference(x, settings["divergence"], split=SPLIT, batch_size=1000)
     *_, last = ip.steps(model, kept, objective, 1e9, rounds, seed, max_evaluations=budget, corrector=recovery,
                         direction=direction)  # fmt: skip
-    sparse = last.model()
-    return (reestimated(sparse, x[:5000]) if settings["anew"] else sparse), last.evaluations
+    return last.model(), last.evaluations
 
 
 def pruned(root: Path, name: str, method: str, settings: Settings, fraction: float, seed: int,
            held: bool) -> dict[str, Any]:  # fmt: skip
     """Single weights: accuracy before and after, and what it cost."""
-    (x, y), *others = images(root)
-    model, data = network(root, name, seed), others[0 if held else 1]
-    passes = STUDIES[name].passes
-    sparse, spent, budget, rate = copy.deepcopy(model), 0.0, passes * len(x), settings["rate"]
+    (first, _), *others = images(root)
+    model, data, study = network(root, name, seed), others[0 if held else 1], STUDIES[name]
+    x, y = reference(root, study.copies)
+    sparse, spent, budget, rate = copy.deepcopy(model), 0.0, study.passes * len(first), settings["rate"]
     if method == "one-shot":
         cut(sparse, masks(sparse, fraction))
     elif method == "normalised steps":
@@ -140,7 +159,7 @@ def pruned(root: Path, name: str, method: str, settings: Settings, fraction: flo
     elif method.startswith("isopath"):
         objective = ip.Sparsity(fraction, score="magnitude" if method.endswith("magnitude") else "metric")
         metric = "diagonal" if method.endswith("diagonal") else "kronecker"
-        sparse, spent = traced(model, x, objective, settings, seed, metric, passes)
+        sparse, spent = traced(model, x, objective, settings, seed, metric, budget)
     else:
         labels = y if method.endswith("labels") else None
         spent = gradual(sparse, x, labels, fraction, rate, budget, seed, method == LOGITS, SURGEONS.get(method),
@@ -152,15 +171,15 @@ def pruned(root: Path, name: str, method: str, settings: Settings, fraction: flo
 
 def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
     """Channels of the VGG: accuracy and cost of the compact network beside the dense one's."""
-    (x, y), *others = images(root)
-    model, data = network(root, "vgg", seed), others[0 if held else 1]
+    (first, _), *others = images(root)
+    model, data, budget = network(root, "vgg", seed), others[0 if held else 1], LONGER * len(first)
+    x, y = reference(root, COPIES)
     if method == "HSPG":
         sparse = copy.deepcopy(model)
-        spent = hspg(sparse, x, y, settings["rate"], settings["weight"], PASSES * len(x), seed)
+        spent = hspg(sparse, x, y, settings["rate"], settings["weight"], budget, seed)
     else:
-        score = "metric" if method.endswith("metric") else "magnitude"
-        objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], score)  # type: ignore[arg-type]
-        sparse, spent = traced(model, x, objective, settings, seed)
+        objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], multiple=settings["multiple"])
+        sparse, spent = traced(model, x, objective, settings, seed, budget=budget)
     small = ip.compact(sparse, x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         apart = float((small(x[:256]) - sparse(x[:256])).abs().max())
