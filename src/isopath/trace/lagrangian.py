@@ -50,7 +50,7 @@ class Multiplier:
     aim: float = 0.8
     gain: float = 0.2
     damping: float = 2.0
-    first: float = 4.0
+    first: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
