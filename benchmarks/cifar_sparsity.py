@@ -75,7 +75,7 @@ def ours(*grid: float) -> list[Settings]:
 
 SLIMMING: list[Settings] = [
     {"rate": 1.6e-2, "fraction": fraction, "scope": "layer", "multiple": 8, "divergence": "kl"}
-    for fraction in (0.55, 0.75)
+    for fraction in (0.5, 0.75)
 ]
 SURGERY = [{"rate": 4e-3, "damping": damping} for damping in (1e-5, 1e-3)]
 METHODS = {

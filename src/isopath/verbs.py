@@ -53,7 +53,8 @@ def trace(
 ) -> Trajectory:
     """Moves a network through weight space towards an objective while its outputs on a reference stay put.
 
-    Every accepted waypoint has drift at most `tolerance`. There is no learning rate: the controller finds the steps.
+    Every accepted waypoint has drift at most `tolerance`. There is no learning rate: the controller finds the steps
+    (with a `Multiplier` as corrector there is one).
     Numerically it is continuation: a predictor along -(I + G/μ)⁻¹∇L, with G the metric pulled back from the kept
     outputs, and a Gauss-Newton corrector on the drift (Raghavan & Thomson, arXiv 2205.00334, is the idea;
     docs/how-it-works.md the mathematics).
@@ -62,8 +63,8 @@ def trace(
         model: any module; it is not modified. Eval mode is used, and dropout is off.
         keep: a reference, a sum of them, a memory, or `None` to keep nothing. Of a task whose rows are not kept the
             drift is estimated from its curvature (`drift_kind` says so).
-        objective: what is wanted: `Task`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or any callable
-            `(net, theta) -> scalar`.
+        objective: what is wanted: `Task`, `Robust`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or
+            any callable `(net, theta) -> scalar`.
         tolerance: the largest mean divergence of the kept outputs. For the default divergence, 0.01 keeps about 99 %
             of predictions.
         max_steps: accepted steps at most; of a path along the sparsity, rounds.

@@ -83,14 +83,16 @@ def support(
         scores: of each unit.
         fraction: of the entries of parameters of two or more dimensions.
         by_layer: whether each group loses the same share of its units, instead of all competing.
-        multiple: units go so many at a time, ranked by their mean score, and first those beyond a multiple.
+        multiple: units go so many at a time, by their mean score or rank, and first those beyond a multiple.
     """
     ranked = []
     for key, values in scores.items():
         order, gone = values.argsort(stable=True), 0
         for size in _blocks(len(order), multiple):
-            block, gone = order[gone : gone + size], gone + size
-            ranked.append((gone / len(order) if by_layer else float(values[block].mean()), key, block))
+            block = order[gone : gone + size]
+            share = (gone + (size + 1) / 2) / len(order)  # its mean rank: each group goes to the nearest multiple
+            ranked.append((share if by_layer else float(values[block].mean()), key, block))
+            gone += size
     ranked.sort(key=lambda entry: entry[0])
 
     def mask(count: int) -> Tensor:
