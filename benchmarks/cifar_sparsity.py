@@ -91,7 +91,7 @@ STUDIES = {
     "resnet": Study(partial(resnet20, 8), METHODS, (0.95, 0.9, 0.98)),
 }
 SLIMMED: dict[str, list[Settings]] = {
-    "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.1, 0.2)],
+    "HSPG": [{"rate": 0.05, "weight": weight} for weight in (0.02, 0.04, 0.1)],
     "isopath, magnitude": SLIMMING,
 }
 

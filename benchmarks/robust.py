@@ -34,7 +34,7 @@ from isopath.attacks import PGD
 from isopath.network import Network
 
 HELD, KEPT, SEEN, SIZE = 5000, 10_000, 500, 128
-LAST = 0.03  # share of the budget that a trace's last step may take beyond it: test rows leave room for it
+LAST = 0.05  # share of the budget that the last steps and the looks at the whole reference take beyond it
 TRAINED = (*GROUND, "attacks/pgd", "objectives/robust")
 OURS = (*RAN, "trace/lagrangian", "trace/recovery")
 SCORED = ("attacks/autoattack", "robustness/protocol", "robustness/trial", "robustness/masking")

@@ -181,14 +181,31 @@ def pruned(study: str) -> str:
 def pruned_images() -> str:
     """CIFAR-10 networks made sparse."""
     from benchmarks.cifar_sparsity import METHODS
+    from benchmarks.cifar_sparsity import STUDIES as CIFAR
 
     rows = []
     for method in METHODS:
         lost = [values(f"cifar_sparsity/vgg/{share}", method, "lost") for share in (90, 95, 98)]
         rows += [[bold(method), *map(spread, lost)]] if any(lost) else []
+    for method in CIFAR["longer"].methods:
+        found = values("cifar_sparsity/longer/90", method, "lost")
+        rows += [[f"{bold(method)}; ten passes, moved copies", spread(found), "", ""]] if found else []
     dense = spread(values("cifar_sparsity/vgg/95", "one-shot", "dense"), 1, count=False)
     heads = [f"points of CIFAR-10 accuracy lost ({dense} %): a VGG", *(f"{share} % zero" for share in (90, 95, 98))]
     return ruled(heads, rows)
+
+
+def slimmed() -> str:
+    """CIFAR-10 networks with fewer channels."""
+    from benchmarks.cifar_sparsity import SLIMMED
+
+    keys, rows = ("operations", "lost", "faster", "smaller"), []
+    for least in (2, 4):
+        for method in SLIMMED:
+            found = [values(f"cifar_sparsity/channels/{least}", method, key) for key in keys]
+            rows += [[f"{bold(method)}, at least {least} times", *map(spread, found)]] if any(found) else []
+    heads = ("fewer operations", "points lost", "faster", "fewer parameters")
+    return ruled(["channels of the VGG", *heads], rows)
 
 
 def operated() -> str:
@@ -291,7 +308,7 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary, "learned": learned, "turned": turned, "against": against, "joined": joined, "curved": curved,
     "in turn": in_turn, "texts": texts, "operated": operated, "text pruned": text_pruned,
-    "generated": generated, "pruned vgg": pruned_images,
+    "generated": generated, "pruned vgg": pruned_images, "slimmed": slimmed,
     **{f"robust {study}": partial(robust, study) for study in ATTACKED},
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
     **{f"packed {name}": partial(packed, name) for name in PACKED},
