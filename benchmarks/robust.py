@@ -69,7 +69,7 @@ def grids(rates: tuple[float, ...], tolerances: tuple[float, ...]) -> dict[str, 
 
 
 STUDIES = {
-    "mnist": Study("mnist", small_cnn, 0.1, 3, 1_200_000.0, grids((1e-3, 2e-3, 4e-3, 8e-3), (0.003, 0.01, 0.03))),
+    "mnist": Study("mnist", small_cnn, 0.1, 3, 1_200_000.0, grids((1e-3, 2e-3, 4e-3, 8e-3), (0.01, 0.03))),
     "cifar": Study("cifar16", plain_cnn, 2 / 255, 8, 1_800_000.0, grids((1e-3, 3e-3), (0.05, 0.1))),
 }
 
