@@ -3,9 +3,9 @@
 Images are averaged over 2 x 2 pixels, what two cores allow, and a JPEG copy. 45,000 training images and their mirror
 images are the reference; on the other 5,000 settings are chosen, with seed 0. From one trained network per seed (SGD
 with Nesterov's momentum, eight epochs of the same 90,000) each method may spend the same gradient evaluations, three
-passes over the reference; what it spent is in the row. "longer" and channels have ten passes, and seven more copies of
-the reference, each image moved by up to two pixels. Only the lines that say so, and HSPG, read labels. isopath keeps
-the logits, for channels the probabilities.
+passes over the reference ("longer": eight); what it spent is in the row. Channels have ten passes, and seven more
+copies of the reference, each image moved by up to two pixels. Only the lines that say so, and HSPG, read labels.
+isopath keeps the logits, for channels the probabilities.
 
 unstructured: the methods of `benchmarks/sparsity.py`, their settings chosen of two at 95 %, by surgeons at one rate.
 Batch norm takes the statistics of its batches in the steps of all but the normalised ones.
@@ -58,7 +58,6 @@ class Study:
         fractions: of the weights that go, the one settings are chosen at first.
         passes: over the 90,000 that gradient evaluations may be spent on.
         dense: the study whose trained networks are pruned, where it is another one.
-        copies: of the reference, all but the first with moved images.
     """
 
     build: Callable[[], nn.Module]
@@ -66,7 +65,6 @@ class Study:
     fractions: tuple[float, ...] = ()
     passes: int = PASSES
     dense: str = ""
-    copies: int = 1
 
 
 def ours(*grid: float) -> list[Settings]:
@@ -84,7 +82,7 @@ METHODS = {
 STUDIES = {
     "vgg": Study(vgg, METHODS, (0.95, 0.9, 0.98)),
     # at the rates that three passes chose
-    "longer": Study(vgg, {LOGITS: rates(4e-3), "isopath, metric": ours(1.6e-2)}, (0.9,), LONGER, "vgg", COPIES),
+    "longer": Study(vgg, {LOGITS: rates(4e-3), "isopath, metric": ours(1.6e-2)}, (0.9,), 8, "vgg"),
     "resnet": Study(partial(resnet20, 8), METHODS, (0.95, 0.9, 0.98)),
 }
 LEAST = {2: 0.5, 4: 0.75}  # of the weights in eights of each layer's channels: 2.1 and 4.2 times fewer operations
@@ -106,18 +104,18 @@ def images(root: Path) -> tuple[Pair, Pair, Pair]:
 
 
 @cache
-def reference(root: Path, copies: int) -> Pair:
-    """What every method reads: the images, and copies of them moved by up to two pixels each way, with labels."""
+def reference(root: Path) -> Pair:
+    """The images, and copies of them moved by up to two pixels each way, with labels."""
     (x, y), generator = images(root)[0], torch.Generator().manual_seed(5)
     side, every = x.shape[-1], [x]
     wide = F.pad(x, (MOVED,) * 4, mode="reflect")
-    for _ in range(copies - 1):
+    for _ in range(COPIES - 1):
         moved, by = torch.empty_like(x), torch.randint(0, 2 * MOVED + 1, (2, len(x)), generator=generator)
         for down, right in itertools.product(range(2 * MOVED + 1), repeat=2):
             rows = (by[0] == down) & (by[1] == right)
             moved[rows] = wide[rows, :, down : down + side, right : right + side]
         every.append(moved)
-    return torch.cat(every).contiguous(memory_format=torch.channels_last), y.repeat(copies)
+    return torch.cat(every).contiguous(memory_format=torch.channels_last), y.repeat(COPIES)
 
 
 def network(root: Path, name: str, seed: int) -> nn.Module:
@@ -148,10 +146,9 @@ def traced(
 def pruned(root: Path, name: str, method: str, settings: Settings, fraction: float, seed: int,
            held: bool) -> dict[str, Any]:  # fmt: skip
     """Single weights: accuracy before and after, and what it cost."""
-    (first, _), *others = images(root)
-    model, data, study = network(root, name, seed), others[0 if held else 1], STUDIES[name]
-    x, y = reference(root, study.copies)
-    sparse, spent, budget, rate = copy.deepcopy(model), 0.0, study.passes * len(first), settings["rate"]
+    (x, y), *others = images(root)
+    model, data = network(root, name, seed), others[0 if held else 1]
+    sparse, spent, budget, rate = copy.deepcopy(model), 0.0, STUDIES[name].passes * len(x), settings["rate"]
     if method == "one-shot":
         cut(sparse, masks(sparse, fraction))
     elif method == "normalised steps":
@@ -180,7 +177,7 @@ def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) 
     """Channels of the VGG: accuracy and cost of the compact network beside the dense one's."""
     (first, _), *others = images(root)
     model, data, budget = network(root, "vgg", seed), others[0 if held else 1], LONGER * len(first)
-    x, y = reference(root, COPIES)
+    x, y = reference(root)
     if method == "HSPG":
         sparse = copy.deepcopy(model)
         spent = hspg(sparse, x, y, settings["rate"], settings["weight"], budget, seed)

@@ -189,7 +189,7 @@ def pruned_images() -> str:
         rows += [[bold(method), *map(spread, lost)]] if any(lost) else []
     for method in CIFAR["longer"].methods:
         found = values("cifar_sparsity/longer/90", method, "lost")
-        rows += [[f"{bold(method)}; ten passes, moved copies", spread(found), "", ""]] if found else []
+        rows += [[f"{bold(method)}; eight passes", spread(found), "", ""]] if found else []
     dense = spread(values("cifar_sparsity/vgg/95", "one-shot", "dense"), 1, count=False)
     heads = [f"points of CIFAR-10 accuracy lost ({dense} %): a VGG", *(f"{share} % zero" for share in (90, 95, 98))]
     return ruled(heads, rows)
