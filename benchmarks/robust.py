@@ -32,6 +32,7 @@ from benchmarks.harness import GROUND, RAN, RESULTS, arguments, run, settled_on,
 from benchmarks.networks import plain_cnn, small_cnn
 from isopath.attacks import PGD
 from isopath.network import Network
+from isopath.trace import Multiplier
 
 HELD, KEPT, SEEN, SIZE = 5000, 10_000, 500, 128
 LAST = 0.05  # share of the budget that the last steps and the looks at the whole reference take beyond it
@@ -62,15 +63,17 @@ class Study:
     grids: dict[str, list[Settings]]
 
 
-def grids(rates: tuple[float, ...], tolerances: tuple[float, ...]) -> dict[str, list[Settings]]:
-    """Rates of training from scratch and of fine-tuning, tolerances of ours."""
+def grids(rates: tuple[float, ...], ours: list[Settings]) -> dict[str, list[Settings]]:
+    """Rates of training from scratch and of fine-tuning; ours."""
     trained = [{"rate": rate} for rate in rates]
-    return {"from scratch": trained, "fine-tuned": trained, "isopath": [{"tolerance": t} for t in tolerances]}
+    return {"from scratch": trained, "fine-tuned": trained, "isopath": ours}
 
 
+MNIST: list[Settings] = [{"tolerance": 0.03, "rate": rate} for rate in (4e-3, 8e-3)]
+CIFAR: list[Settings] = [{"tolerance": tolerance} for tolerance in (0.05, 0.1)]
 STUDIES = {
-    "mnist": Study("mnist", small_cnn, 0.1, 3, 1_200_000.0, grids((1e-3, 2e-3, 4e-3, 8e-3), (0.01, 0.03))),
-    "cifar": Study("cifar16", plain_cnn, 2 / 255, 8, 1_800_000.0, grids((1e-3, 3e-3), (0.05, 0.1))),
+    "mnist": Study("mnist", small_cnn, 0.1, 3, 1_200_000.0, grids((1e-3, 2e-3, 4e-3, 8e-3), MNIST)),
+    "cifar": Study("cifar16", plain_cnn, 2 / 255, 8, 1_800_000.0, grids((1e-3, 3e-3), CIFAR)),
 }
 
 
@@ -106,8 +109,9 @@ def attacked(args: Any, name: str, method: str, settings: Settings, seed: int, h
     if method == "isopath":
         kept = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:KEPT]]
         budget -= 0 if held else LAST * study.budget
+        corrector = Multiplier(rate=settings["rate"]) if "rate" in settings else Multiplier()
         path = ip.trace(model, ip.Reference(kept), task, settings["tolerance"], 100_000, seed, max_evaluations=budget,
-                        keep_waypoints=2)  # fmt: skip
+                        corrector=corrector, keep_waypoints=2)  # fmt: skip
         trained, spent, said = path.model(), path.evaluations, path.status
     else:
         torch.manual_seed(seed)
