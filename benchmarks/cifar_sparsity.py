@@ -42,7 +42,7 @@ from benchmarks.sparsity import LOGITS, OURS, SIZE, SURGEONS, Settings, cut, gra
 from isopath.trace import NaturalGradient, Recovery
 
 HELD, PASSES, STEPS = 5000, 3, 50
-LONGER, COPIES, MOVED = 10, 8, 2
+SLIMMED_PASSES, COPIES, MOVED = 10, 8, 2
 SPLIT = 0.98  # of the reference, what recovery sees; the rest judges the drift
 KEPT = {"divergence": "squared_error"}
 UNITS = (*JOINED, "symmetry/units", "symmetry/compaction", "symmetry/trial")
@@ -69,7 +69,7 @@ class Study:
 
 def ours(*grid: float) -> list[Settings]:
     """With logits kept."""
-    return [{"rate": rate, "anew": False, **KEPT} for rate in grid]
+    return [{"rate": rate, **KEPT} for rate in grid]
 
 
 SURGERY = [{"rate": 4e-3, "damping": damping} for damping in (1e-5, 1e-3)]
@@ -132,7 +132,7 @@ def accuracy(model: nn.Module, data: Pair) -> float:
 
 def traced(
     model: nn.Module, x: torch.Tensor, objective: ip.Sparsity, settings: Settings, seed: int,
-    metric: str = "kronecker", budget: float = 0.0, outputs: torch.Tensor | None = None,
+    budget: float, metric: str = "kronecker", outputs: torch.Tensor | None = None,
 ) -> Any:  # fmt: skip
     """Ours: the sparse network and the gradient evaluations spent."""
     rounds = int(budget) // (STEPS * SIZE)
@@ -156,7 +156,7 @@ def pruned(root: Path, name: str, method: str, settings: Settings, fraction: flo
     elif method.startswith("isopath"):
         objective = ip.Sparsity(fraction, score="magnitude" if method.endswith("magnitude") else "metric")
         metric = "diagonal" if method.endswith("diagonal") else "kronecker"
-        sparse, spent = traced(model, x, objective, settings, seed, metric, budget)
+        sparse, spent = traced(model, x, objective, settings, seed, budget, metric)
     else:
         labels = y if method.endswith("labels") else None
         spent = gradual(sparse, x, labels, fraction, rate, budget, seed, method == LOGITS, SURGEONS.get(method),
@@ -176,7 +176,7 @@ def mixed(model: nn.Module, x: torch.Tensor, y: torch.Tensor, share: float) -> t
 def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
     """Channels of the VGG: accuracy and cost of the compact network beside the dense one's."""
     (first, _), *others = images(root)
-    model, data, budget = network(root, "vgg", seed), others[0 if held else 1], LONGER * len(first)
+    model, data, budget = network(root, "vgg", seed), others[0 if held else 1], SLIMMED_PASSES * len(first)
     x, y = reference(root)
     if method == "HSPG":
         sparse = copy.deepcopy(model)
@@ -184,7 +184,7 @@ def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) 
     else:
         objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], multiple=settings["multiple"])
         outputs = mixed(model, x, y, settings["labels"]) if "labels" in settings else None
-        sparse, spent = traced(model, x, objective, settings, seed, budget=budget, outputs=outputs)
+        sparse, spent = traced(model, x, objective, settings, seed, budget, outputs=outputs)
     small = ip.compact(sparse, x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
         apart = float((small(x[:256]) - sparse(x[:256])).abs().max())
@@ -197,8 +197,10 @@ def slimmed(root: Path, method: str, settings: Settings, seed: int, held: bool) 
 
 
 def _ran(method: str, units: bool = False) -> tuple[str, ...]:
-    found = (*OURS, "trace/normalisation", "connect/statistics") if method.startswith("isopath") else GROUND
-    return tuple(dict.fromkeys((*found, *(UNITS if units else ()))))
+    ours = method.startswith("isopath")
+    found = (*OURS, "trace/normalisation", "connect/statistics") if ours else GROUND
+    more = (*UNITS, *(("objectives/channels",) if ours else ())) if units else ()
+    return tuple(dict.fromkeys((*found, *more)))
 
 
 def unstructured(args: Any, name: str) -> list[str]:

@@ -4,10 +4,10 @@ MNIST, largest change 0.1, a small convolutional network (47,000 weights); CIFAR
 copy), largest change 2/255, a convolutional network of 141,000 weights without batch norm. All start from one network
 per seed, trained on clean images for three epochs, or eight (Adam), or from random weights ("from scratch"), and are
 trained on PGD attacks of five steps. From scratch 1,200,000 gradient evaluations may be spent, attacks included (on
-CIFAR-10 1,800,000), by the others half as many. Rates and tolerances are chosen on 5,000 held-out training images with
-seed 0, by accuracy under PGD of ten steps on 1,000 of them, of ours where the clean accuracy is at most two points
-below the start. from scratch, fine-tuned: Adam, rate to zero. isopath:
-`ip.trace` to `ip.Robust`, its clean outputs on 10,000 training images kept within a tolerance.
+CIFAR-10 1,800,000), by the others half as many. Rates (of ours on CIFAR-10 the tolerance) are chosen on 5,000 held-out
+training images with seed 0, by accuracy under PGD of ten steps on 1,000 of them, of ours where the clean accuracy is at
+most two points below the start. from scratch, fine-tuned: Adam, rate to zero. isopath: `ip.trace` to `ip.Robust`, its
+clean outputs on 10,000 training images kept within a tolerance.
 
 The protocol of `ip.robustness` on the first 500 test images: white-box PGD-20 with five starts, APGD-CE and APGD-T, and
 the worst of all for each image; clean is the accuracy on all test images, start that of the network before.
@@ -110,7 +110,7 @@ def attacked(args: Any, name: str, method: str, settings: Settings, seed: int, h
     if method == "isopath":
         kept = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:KEPT]]
         budget -= 0 if held else study.spare * study.budget
-        corrector = Multiplier(rate=settings["rate"]) if "rate" in settings else Multiplier()
+        corrector = Multiplier(rate=settings.get("rate", Multiplier.rate))
         path = ip.trace(model, ip.Reference(kept), task, settings["tolerance"], 100_000, seed, max_evaluations=budget,
                         corrector=corrector, keep_waypoints=2)  # fmt: skip
         trained, spent, said = path.model(), path.evaluations, path.status

@@ -180,16 +180,15 @@ def pruned(study: str) -> str:
 
 def pruned_images() -> str:
     """CIFAR-10 networks made sparse."""
-    from benchmarks.cifar_sparsity import METHODS
-    from benchmarks.cifar_sparsity import STUDIES as CIFAR
+    from benchmarks.cifar_sparsity import STUDIES
 
     rows = []
-    for method in METHODS:
+    for method in STUDIES["vgg"].methods:
         lost = [values(f"cifar_sparsity/vgg/{share}", method, "lost") for share in (90, 95, 98)]
         rows += [[bold(method), *map(spread, lost)]] if any(lost) else []
-    for method in CIFAR["longer"].methods:
+    for method in STUDIES["longer"].methods:
         found = values("cifar_sparsity/longer/90", method, "lost")
-        rows += [[f"{bold(method)}; eight passes", spread(found), "", ""]] if found else []
+        rows += [[f"{bold(method)}; eight passes", spread(found), "–", "–"]] if found else []
     dense = spread(values("cifar_sparsity/vgg/95", "one-shot", "dense"), 1, count=False)
     heads = [f"points of CIFAR-10 accuracy lost ({dense} %): a VGG", *(f"{share} % zero" for share in (90, 95, 98))]
     return ruled(heads, rows)
@@ -197,10 +196,10 @@ def pruned_images() -> str:
 
 def slimmed() -> str:
     """CIFAR-10 networks with fewer channels."""
-    from benchmarks.cifar_sparsity import SLIMMED
+    from benchmarks.cifar_sparsity import LEAST, SLIMMED
 
     keys, rows = ("operations", "lost", "faster", "smaller"), []
-    for least in (2, 4):
+    for least in LEAST:
         for method in SLIMMED:
             found = [values(f"cifar_sparsity/channels/{least}", method, key) for key in keys]
             rows += [[f"{bold(method)}, at least {least} times", *map(spread, found)]] if any(found) else []

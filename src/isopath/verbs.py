@@ -70,7 +70,7 @@ def trace(
         max_steps: accepted steps at most; of a path along the sparsity, rounds.
         seed: of the reference's split and the objective's batches. The same seed gives the same bits.
         trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
-        direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`.
+        direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`; a `Multiplier` has its own.
         corrector: `GaussNewton()`; where the objective is a `Sparsity` alone, `Recovery()`; where it is a `Robust`,
             `Multiplier()`, which suits any objective of noisy batches; `None` for no correction.
         controller: step lengths; `Backtracking()` by default.

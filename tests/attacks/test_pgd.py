@@ -71,24 +71,6 @@ def test_a_robust_task_scores_and_trains_on_the_attacked_inputs_and_counts_their
     assert isinstance(frozen, Robust) and frozen.attack == task.attack
 
 
-def test_a_step_is_attacked_once_where_it_begins_and_the_task_alone_at_every_point():
-    network, task = Network(linear()), Robust(X, Y, attack=PGD(0.1, steps=5), batch_size=20)
-    frozen, here, there = task.freeze(3, 0), network.start, -2 * network.start
-    with torch.no_grad():
-        first = frozen(network, here)
-        spent = network.evaluations
-        again, away = frozen(network, here), frozen(network, there)
-        assert network.evaluations - spent == pytest.approx(2 * 20 * FORWARD)
-        assert again == first
-        other = task.freeze(3, 0)
-        assert away < other(network, there)  # the worst case at another point is worse there
-    alone = Robust(X, Y, attack=PGD(0.1, steps=5), batch_size=40)
-    spent = network.evaluations
-    with torch.no_grad():
-        alone(network, here), alone(network, here)
-    assert network.evaluations - spent == pytest.approx(2 * 40 * (5 + 2 * FORWARD))
-
-
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="norm must be"):
         PGD(0.1, norm="l1")

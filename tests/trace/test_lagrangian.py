@@ -1,7 +1,6 @@
 """A multiplier that holds the drift: against the closed form, within the tolerance, resumed, refused."""
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 import isopath as ip
 from isopath.attacks import PGD
 from isopath.trace import GaussNewton, Lagrangian, Multiplier
-from isopath.trace.record import Record
 from isopath.verbs import steps
 from networks import build, x
 
@@ -97,30 +95,6 @@ def test_the_same_seed_gives_the_same_bits_and_a_step_is_pure():
     again = [tracer.step(third) for _ in range(2)]
     assert torch.equal(again[0].theta, again[1].theta) and torch.equal(again[0].theta, next(states).theta)
     assert torch.equal(third.momentum, moments[0]) and torch.equal(third.second, moments[1])
-
-
-def test_a_run_in_a_folder_goes_on_bit_for_bit(tmp_path):
-    whole = trace(max_steps=60)
-    cut_off(tmp_path / "run", attempts=5)
-    assert len(whole.history) > 5
-    resumed = trace(max_steps=60, run=tmp_path / "run", resume=True)
-    assert torch.equal(resumed.point(), whole.point()) and resumed.evaluations == whole.evaluations
-
-
-def cut_off(folder, attempts):
-    """Leaves a run folder as a process does that dies."""
-    kept, count, clock = Record.attempt, itertools.count(1), itertools.count(step=10.0)  # a checkpoint at every chance
-
-    def dying(self, row):
-        kept(self, row)
-        if next(count) >= attempts:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Record, "attempt", dying)
-        patch.setattr(time, "perf_counter", lambda: next(clock))
-        with pytest.raises(KeyboardInterrupt):
-            trace(max_steps=60, run=folder)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv"])

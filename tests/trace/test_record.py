@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import isopath as ip
 from isopath import storage
+from isopath.trace import Multiplier
 from isopath.trace.record import Record
 from networks import build, mlp, x
 
@@ -83,6 +84,14 @@ def test_momentum_and_other_directions_resume_too(tmp_path, monkeypatch, directi
     changes = {"direction": direction, "max_steps": 30, "keep": ip.Reference(x(12, 4))}
     killed(tmp_path / "run", monkeypatch, 5, **changes)
     same(run(tmp_path / "run", resume=True, **changes), run(**changes))
+
+
+def test_steps_under_a_multiplier_resume_too(tmp_path, monkeypatch):
+    changes = {"corrector": Multiplier(steps=4, batch_size=16, rate=0.02), "tolerance": 0.02}
+    killed(tmp_path / "run", monkeypatch, 9, **changes)
+    unbroken = run(**changes)
+    same(run(tmp_path / "run", resume=True, **changes), unbroken)
+    assert len(unbroken.history) > 9
 
 
 def test_a_sampled_reference_resumes_too(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ class Robust(Task):
     """The mean loss where every input is moved within a ball to where the network does worst: adversarial training.
 
     The attack is made anew at every point that is asked for, on the network there; its passes count as gradient
-    evaluations. A trace's step makes it once, where the step begins: there the gradient is that of the worst case
-    (Danskin), and the lengths along it are tried on the same moved inputs, a pass each instead of an attack. Scored
-    like any task (`isopath.evaluate`, `isopath.along`), it gives robust loss and accuracy.
+    evaluations. Scored like any task (`isopath.evaluate`, `isopath.along`), it gives robust loss and accuracy.
 
     Args:
         x: a floating-point tensor `(N, ...)`, a `Dataset` or a `DataLoader`.
@@ -38,37 +36,20 @@ class Robust(Task):
         super().__init__(x, y, loss, outputs, batch_size, weights)
         object.__setattr__(self, "attack", PGD(eps) if attack is None else attack)
         object.__setattr__(self, "seed", seed)
-        object.__setattr__(self, "_moved", None)
 
     attack: PGD
     seed: int
-    _moved: dict[int, Tensor] | None  # by its first row, each batch that a frozen step has attacked
-
-    def freeze(self, step: int, seed: int) -> Robust:
-        """The task on the batch of a step, attacked at the first point that is asked for."""
-        frozen = super().freeze(step, seed)
-        object.__setattr__(frozen, "_moved", {})
-        return cast(Robust, frozen)
 
     def predict(self, net: Network, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs on the attacked inputs of `rows`, and targets."""
         inputs, target = self.examples.take(rows, net.space.device)
-        first = int(rows[0])
-        moved = None if self._moved is None else self._moved.get(first)
-        if moved is None:
-            moved = self._attacked(net, theta, inputs, target, first)
-            if self._moved is not None:
-                self._moved[first] = moved
-        return self._picked(net(theta, moved, self._output)), target
-
-    def _attacked(self, net: Network, theta: Tensor, inputs: Tensor, target: Tensor, first: int) -> Tensor:
         parameters = {name: value.detach() for name, value in net.space.unflatten(theta).items()}
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
-        moved = self.attack(
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(rows[0]))
+        attacked = self.attack(
             lambda x: self._picked(net.apply(parameters, x, self._output)), inputs, target, generator, self._rows
         )
-        net.count(len(target), self.attack.evaluations + self.attack.restarts * FORWARD)
-        return moved
+        net.count(len(rows), self.attack.evaluations + self.attack.restarts * FORWARD)
+        return self._picked(net(theta, attacked, self._output)), target
 
     @property
     def _output(self) -> Output:

@@ -41,7 +41,7 @@ class Sparsity(Objective):
             when the others make up for it (see `geometry.saliency`), a channel as measured. In a sum only
             `"magnitude"`.
         multiple: of `"channels"`, the number that stays in each set of units that go together is a multiple of this
-            one: 8, or what the machine's vectors hold, makes a compacted network faster for the same operations.
+            one: 8, say, or what the machine's vectors hold.
 
     Raises:
         ValueError: the fraction is out of range, is not what the pattern gives, or a word is unknown.
