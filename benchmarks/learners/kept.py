@@ -30,23 +30,28 @@ class Kept(Learner):
     With `merge`, one pair of factors per layer stands for all tasks: a Kronecker posterior with natural-gradient steps
     (as natural continual learning, Kao et al. 2021, arXiv 2106.08085). Where examples are kept their labels are learned
     again beside the new ones, and where tasks bring new classes, the new rows compete among the new classes only
-    (Caccia et al. 2022, arXiv 2104.05025).
+    (Caccia et al. 2022, arXiv 2104.05025). Rows that are drawn from sketches of the tasks' inputs are replayed with
+    the labels that they were drawn for, every task with the weight of the new one.
 
-    Settings: those of `ip.Memory` and `ip.optim.Invariant`, and `replay` (weight of the kept labels).
+    Settings: those of `ip.Memory` and `ip.optim.Invariant`, `replay` (weight of the kept labels) and `drawn` (rows).
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         own = self.settings
         self.memory = ip.Memory(
-            examples=self.rows if own.get("examples") else 0, factors=own.get("factors", True),
+            examples=own.get("drawn") or (self.rows if own.get("examples") else 0), factors=own.get("factors", True),
+            choose="drawn" if own.get("drawn") else "random", sketch=own.get("sketch", (8, 24, 96)),
             merge=own.get("merge", False), rank=own.get("rank"), divergence=own.get("divergence", "kl"),
             measured=own.get("measured", 10_000), features=own.get("features", 0.0), samples=own.get("samples"),
         )  # fmt: skip
         self.heads: list[Columns] = []
+        self.pool: tuple[Tensor, Tensor, Tensor] | None = None
 
     def begin(self, stage: Stage) -> None:
         super().begin(stage)
+        parts = [(t.inputs, t.labels, torch.full((t.rows,), k)) for k, t in enumerate(self.memory.tasks) if t.rows]
+        self.pool = tuple(map(torch.cat, zip(*parts))) if parts else None  # type: ignore[assignment]
         self.optimizer = ip.optim.Invariant(
             self.optimizer, self.model, self.memory, tolerance=None, strength=self.settings["strength"],
             damping=self.settings["damping"], refresh=200, renew=self.settings.get("renew", 1), batch_size=self.batch,
@@ -65,11 +70,13 @@ class Kept(Learner):
             old = F.cross_entropy(seen[:, : new.stop], labels)
             here = F.cross_entropy(out[:, : new.stop], y)
             return total + self.settings["replay"] * (self.number * old + here) / (self.number + 1)
+        share, again = self.settings["replay"] / len(at), []
         for task in at.unique().tolist():
             own, head = at == task, self.heads[task]
-            share = self.settings["replay"] / len(at)
-            total = total + share * F.cross_entropy(head(seen[own]), labels[own], reduction="sum")
-        return total
+            again.append(share * F.cross_entropy(head(seen[own]), labels[own], reduction="sum"))
+        if self.settings.get("drawn"):
+            return (total + self.number * sum(again)) / (1 + self.number)
+        return sum(again, total)
 
     def evaluations(self, size: int) -> float:
         kept = sum(task.rows for task in self.memory.tasks)
@@ -77,10 +84,9 @@ class Kept(Learner):
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept rows with labels, and the tasks they belong to."""
-        parts = [(t.inputs, t.labels, torch.full((t.rows,), k)) for k, t in enumerate(self.memory.tasks) if t.rows]
-        if not parts:
+        if self.pool is None:
             return None
-        x, y, at = (torch.cat(column) for column in zip(*parts))
+        x, y, at = self.pool
         rows = torch.randperm(len(x), generator=self.generator)[: self.batch]
         return x[rows], y[rows], at[rows]
 

@@ -98,7 +98,7 @@ class Invariant(Optimizer):
         self.seed = seed
         self.steps = self.rollbacks = 0
         self._model = model
-        self._curved, self._rows = _pulls(keep, self.network, seed)
+        self._curved, self._rows, self._told = _pulls(keep, self.network, seed)
         self._metric: Metric | None = None
         self._damping = 1.0
         self._scratch: dict[int, Tensor] = {}
@@ -155,7 +155,7 @@ class Invariant(Optimizer):
 
     def _judges(self) -> list[_Rows | _Curved]:
         """What speaks for each task: its rows, or else its curvature."""
-        return [*self._rows, *(pull for pull in self._curved if not pull.measured)]
+        return [*self._told, *(pull for pull in self._curved if not pull.measured)]
 
     def _build(self, buffers: dict[str, Tensor] | None = None) -> None:
         """The metric of everything that is kept, and its damping: curvature that is kept, or else that of the rows."""
@@ -338,21 +338,42 @@ class _Rows:
         return self.kept.whole_drift(theta)
 
 
-def _pulls(keep: Memory | Reference | References, network: Network, seed: int) -> tuple[list[_Curved], list[_Rows]]:
-    """What holds the weights, each with the weight that makes its divergence count as nats do."""
+def _pulls(
+    keep: Memory | Reference | References, network: Network, seed: int
+) -> tuple[list[_Curved], list[_Rows], list[_Rows]]:
+    """What holds the weights, each with the weight that makes its divergence count as nats do; then what each task's
+    drift is measured on."""
     if not isinstance(keep, Memory):
         parts = keep.parts if isinstance(keep, References) else (keep,)
-        return [], [_Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
-    curved, rows, scale = [], [], _scale(keep.divergence)
+        held = [_Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
+        return [], held, held
+    scale = _scale(keep.divergence)
     with_rows = [task for task in keep.tasks if task.outputs is not None]
-    for i, (task, part) in enumerate(zip(with_rows, keep.references(network.space.device).parts)):
-        rows.append(_Rows(part, task.weight / scale, network, seed + i))
+    told = [_Rows(part, task.weight / scale, network, seed + i)
+            for i, (task, part) in enumerate(zip(with_rows, keep.references(network.space.device).parts))]  # fmt: skip
+    drawn = [rows for task, rows in zip(with_rows, told) if task.sketch is not None]
+    held = [rows for rows in told if rows not in drawn] + _together(drawn, network, seed)
+    curved = []
     for task in keep.tasks:
         if task.curvature is not None:
             weight = (1.0 if keep.merge else task.weight) / scale
             measured = bool(with_rows) if keep.merge else task.outputs is not None
             curved.append(_Curved(Estimated.of(task, network), weight, measured))
-    return curved, rows
+    return curved, held, told
+
+
+def _together(parts: Sequence[_Rows], network: Network, seed: int) -> list[_Rows]:
+    """Those of one head as one, each with its weight: a step then passes once over a batch of them all."""
+    found, left = [], list(parts)
+    while left:
+        same = [rows for rows in left if rows.reference.output == left[0].reference.output]
+        left = [rows for rows in left if rows not in same]
+        references = [rows.reference for rows in same]
+        inputs, outputs = (torch.cat([getattr(r, key) for r in references]) for key in ("inputs", "outputs"))
+        weights = torch.cat([torch.full((len(rows.reference),), rows.weight / len(rows.reference)) for rows in same])
+        whole = replace(references[0], inputs=inputs, outputs=outputs, weights=weights)
+        found.append(_Rows(whole, sum(rows.weight for rows in same), network, seed))
+    return found
 
 
 def _scale(divergence: Any) -> float:

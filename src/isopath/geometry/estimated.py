@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 from isopath.geometry.batch import Batch
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.kronecker import Kronecker
-from isopath.geometry.memory import Memory, Remembered
+from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Drift, DriftKind, KeptAll
+from isopath.geometry.remembered import Remembered
 from isopath.network import Network
 
 
@@ -90,7 +91,10 @@ class Estimated:
 
 def kept_by(memory: Memory, network: Network, seed: int) -> KeptAll:
     """What a memory keeps, bound to a network: rows where there are any, or else curvature."""
-    rows = memory.references(network.space.device).bind(network, network.start, seed).parts
+    tasks = [task for task in memory.tasks if task.outputs is not None]
+    bound = [part.bind(network, network.start, seed + i)
+             for i, part in enumerate(memory.references(network.space.device).parts)]  # fmt: skip
+    rows = [part if task.sketch is None else replace(part, kind="estimated") for task, part in zip(tasks, bound)]
     merged_with_rows = memory.merge and bool(rows)  # the one sum of curvatures is of tasks that rows speak for
     bare = [t for t in memory.tasks if t.curvature is not None and t.outputs is None and not merged_with_rows]
     return KeptAll((*rows, *(Estimated.of(task, network) for task in bare)))

@@ -3,72 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from isopath.arguments import check_numbers
-from isopath.examples import Examples, to
+from isopath.examples import Examples, to, tree_map
 from isopath.geometry.batch import Batch, Streamed
 from isopath.geometry.choice import Choice, chosen
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.divergence import divergence_of
 from isopath.geometry.reference import Reference, References
+from isopath.geometry.remembered import Remembered
+from isopath.geometry.sketch import BLOCK, Sketch
 from isopath.network import Network, Output, pick
 from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
+TRIES = 10  # rows drawn for each that is wanted, where the network does not see the class they were drawn for
 FEATURES = 1.0  # split MNIST with two outputs: mean accuracy 62 % at 0, 78 at 0.1, 88 at 1, 90 at 3
-
-
-@dataclass(frozen=True, eq=False)
-class Remembered:
-    """One task's part of a memory.
-
-    Attributes:
-        name: of the task.
-        inputs, outputs, labels: the kept rows, the one to keep longest first; `None` where no data are kept.
-        columns: how many outputs the network had.
-        curvature: of the outputs over the task's inputs, at `centre`; `None` where it is not kept.
-        centre: the weights that the task was left with, by name.
-        weight: of the task among the others.
-        head: which output of the model belongs to it.
-    """
-
-    name: str
-    inputs: Any = None
-    outputs: Tensor | None = None
-    labels: Tensor | None = None
-    columns: int = 0
-    curvature: Curvature | None = None
-    centre: Mapping[str, Tensor] | None = None
-    weight: float = 1.0
-    head: Output = None
-
-    @property
-    def rows(self) -> int:
-        """How many rows are kept."""
-        return 0 if self.outputs is None else len(self.outputs)
-
-    def first(self, count: int) -> Remembered:
-        """With `count` rows at most."""
-        if self.rows <= count:
-            return self
-        if not count:
-            return replace(self, inputs=None, outputs=None, labels=None)
-        outputs, labels = (None if tensor is None else tensor[:count] for tensor in (self.outputs, self.labels))
-        return replace(self, inputs=_each(self.inputs, lambda tensor: tensor[:count]), outputs=outputs, labels=labels)
-
-    @property
-    def bytes(self) -> int:
-        """What its tensors take."""
-        kept = [*_leaves(self.inputs), *(t for t in (self.outputs, self.labels) if t is not None)]
-        kept += list((self.centre or {}).values())
-        return sum(t.numel() * t.element_size() for t in kept) + (self.curvature.bytes if self.curvature else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +36,12 @@ class Memory:
         examples: rows kept in all, shared evenly by the tasks; 0 keeps no data.
         factors: whether each task leaves its curvature at the weights that it was left with: as Kronecker factors
             (`True` or `"kronecker"`), with their eigenvalues measured (`"ekfac"`), or as a `"diagonal"`.
-        choose: which rows: `"random"`, `"balanced"` over the labels, `"herding"` or `"leverage"` (see `choice`).
+        choose: which rows: `"random"`, `"balanced"` over the labels, `"herding"` or `"leverage"` (see `choice`); or
+            `"drawn"`: no row of the data, but rows drawn from a `Sketch` of the task's inputs, those that the network
+            gives the label that they were drawn for. They cost their outputs alone, so there can be many. The drift
+            is then measured on them: an estimate of that on the data.
+        sketch: where rows are drawn: Gaussians of each label (of all rows, without labels), directions of each, and
+            the leading principal directions of all rows that they live in.
         merge: keep one sum of all tasks' factors instead of one term per task: memory and cost do not grow, and the
             product of sums stands for the sum of products.
         decay: of a task's weight whenever a new one comes, in (0, 1]; 1 forgets nothing.
@@ -87,7 +49,7 @@ class Memory:
         budget: bytes in all; rows give way to it, newest and oldest tasks alike. `None` for no limit.
         divergence: between old and new outputs.
         seed: of the rows that are chosen.
-        measured: the most rows of a task that its curvature is measured on.
+        measured: the most rows of a task that its curvature is measured on, and its sketch fitted to.
         features: how firmly each layer's own outputs are kept beside the network's: added to its outputs' factor, in
             units of that factor's mean eigenvalue. A network with few outputs sees few directions of its hidden units;
             two layers that move apart in the others undo each other's work, which no metric of the outputs at one
@@ -102,7 +64,7 @@ class Memory:
 
     examples: int = 200
     factors: bool | str = False
-    choose: Choice = "random"
+    choose: Choice | Literal["drawn"] = "random"
     merge: bool = False
     decay: float = 1.0
     rank: int | None = None
@@ -112,6 +74,7 @@ class Memory:
     measured: int = 10_000
     features: float = FEATURES
     samples: int | None = None
+    sketch: tuple[int, int, int] = (8, 24, 96)
     tasks: tuple[Remembered, ...] = ()
 
     def __post_init__(self) -> None:
@@ -123,6 +86,9 @@ class Memory:
                 f"examples and features must be >= 0 and decay in (0, 1], got {self.examples}, {self.features} and "
                 f"{self.decay}"
             )
+        if len(self.sketch) != 3 or min(self.sketch[0], self.sketch[2]) < 1 or self.sketch[1] < 0:
+            raise ValueError(f"sketch must be (Gaussians >= 1, directions >= 0, principal directions >= 1), got "
+                             f"{self.sketch}")  # fmt: skip
         if not self.examples and not self.factors:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
         if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
@@ -168,7 +134,8 @@ class Memory:
             raise ValueError(f"the memory has a task {name!r} already; give another name=")
         data, task = Examples.of(x, y, what="the task's inputs"), Remembered(name, head=output)
         if self.examples:
-            task = self._with_rows(task, Network(model, lambda _: True), data)
+            network = Network(model, lambda _: True)
+            task = (self._with_drawn if self.choose == "drawn" else self._with_rows)(task, network, data)
         if self.factors:
             task = self._with_curvature(task, Network(model, trainable), data)
         older = [replace(t, weight=self.decay * t.weight) for t in self.tasks]
@@ -179,23 +146,56 @@ class Memory:
         if self.choose == "balanced":
             found = [data.take(part)[1] for part in torch.arange(len(data)).split(256)]
             labels = None if found[0] is None else torch.cat(found).cpu()
+        assert self.choose != "drawn"
         rows = chosen(
             self.choose, count, network, data, labels, task.head, self.divergence, self.seed + len(self) * 7919
         )
         inputs, labels = data.take(rows)  # once: a dataset that augments would give others the next time
-        with torch.no_grad():
-            pieces = [network(network.start, to(_each(inputs, lambda t: t[at]), network.space.device), task.head)  # noqa: B023
-                      for at in torch.arange(len(rows)).split(256)]  # fmt: skip
-        outputs, labels = torch.cat(pieces).cpu(), None if labels is None else labels.cpu()
+        pieces = [_outputs(network, tree_map(lambda t: t[at], inputs), task.head)  # noqa: B023
+                  for at in torch.arange(len(rows)).split(256)]  # fmt: skip
+        outputs, labels = torch.cat(pieces), None if labels is None else labels.cpu()
+        self._check_labels(task.name, labels, outputs)
+        inputs = tree_map(lambda tensor: tensor.cpu().clone(), inputs)
+        return replace(task, inputs=inputs, outputs=outputs, labels=labels, columns=outputs.shape[-1])
+
+    def _with_drawn(self, task: Remembered, network: Network, data: Examples) -> Remembered:
+        seed = self.seed + len(self) * 7919
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        inputs, labels = data.take(order[: self.measured])
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            found = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise TypeError(f"rows are drawn where inputs are one floating-point tensor, got {found}; for others keep "
+                            "rows of the data, as choose='random' does, or factors")  # fmt: skip
+        if labels is not None and (labels.ndim > 1 or labels.is_floating_point()):
+            labels = None  # no classes: one kind of rows
+        sketch = Sketch.of(inputs, labels, *self.sketch, seed)
+        kept: list[tuple[Tensor, ...]] = []
+        count = -(-self.examples // (len(self) + 1))
+        for start in range(0, TRIES * count, BLOCK):
+            if sum(len(index) for index, *_ in kept) >= count:
+                break
+            index = torch.arange(start, start + BLOCK)
+            x, y = sketch.draw(index)
+            outputs = _outputs(network, x, task.head)
+            self._check_labels(task.name, y, outputs)
+            seen = torch.ones(BLOCK, dtype=torch.bool) if y is None else outputs.argmax(-1) == y
+            kept.append(tuple(t[seen] for t in (index, x, outputs, *(() if y is None else (y,)))))
+        drawn, x, outputs, *rest = (torch.cat(column)[:count] for column in zip(*kept))
+        if not len(drawn):
+            raise ValueError(f"the model gives none of the rows drawn for task {task.name!r} the label that it was "
+                             "drawn for; train it first, or keep rows of the data")  # fmt: skip
+        return replace(task, inputs=x, outputs=outputs, labels=rest[0] if rest else None, columns=outputs.shape[-1],
+                       sketch=sketch, drawn=drawn)  # fmt: skip
+
+    def _check_labels(self, name: str, labels: Tensor | None, outputs: Tensor) -> None:
+        """Refuses labels that the head does not have."""
         classes = divergence_of(self.divergence).softmax and labels is not None and not labels.is_floating_point()
         highest = int(labels.max()) if classes and labels is not None else -1
         if highest >= outputs.shape[-1]:
             raise ValueError(
-                f"labels go up to {highest}, but the head of task {task.name!r} has {outputs.shape[-1]} "
+                f"labels go up to {highest}, but the head of task {name!r} has {outputs.shape[-1]} "
                 "outputs; pick the right head with output=, or let it grow first"
             )
-        inputs = _each(inputs, lambda tensor: tensor.cpu().clone())
-        return replace(task, inputs=inputs, outputs=outputs, labels=labels, columns=outputs.shape[-1])
 
     def _with_curvature(self, task: Remembered, network: Network, data: Examples) -> Remembered:
         generator = torch.Generator().manual_seed(self.seed + len(self))
@@ -274,25 +274,10 @@ class Memory:
         Raises:
             TypeError: a task's head is a function, which no file holds; name it by key or index.
         """
-        tensors: dict[str, Tensor] = {}
-        tasks: list[dict[str, Any]] = []
-        for k, task in enumerate(self.tasks):
-            if callable(task.head):
-                raise TypeError(f"the head of task {task.name!r} is a function, which no file holds; name it by a key")
-            for place, leaf in _named(task.inputs):
-                tensors[f"{k}.inputs{place}"] = leaf
-            for key in ("outputs", "labels"):
-                if getattr(task, key) is not None:
-                    tensors[f"{k}.{key}"] = getattr(task, key)
-            about = ""
-            if task.curvature is not None:
-                own, about = task.curvature.tensors()
-                tensors |= {f"{k}.curvature.{name}": tensor for name, tensor in own.items()}
-                tensors |= {f"{k}.centre.{name}": tensor for name, tensor in (task.centre or {}).items()}
-            tasks.append({"name": task.name, "columns": task.columns, "weight": task.weight, "head": task.head,
-                          "kind": _kind(task.inputs), "curvature": about})  # fmt: skip
+        stored = [task.stored(f"{k}.") for k, task in enumerate(self.tasks)]
+        tensors = {name: tensor for own, _ in stored for name, tensor in own.items()}
         fields = {name: getattr(self, name) for name in FIELDS}
-        save_tensors(Path(path), tensors, {"memory": json.dumps({"fields": fields, "tasks": tasks})})
+        save_tensors(Path(path), tensors, {"memory": json.dumps({"fields": fields, "tasks": [a for _, a in stored]})})
 
     @classmethod
     def load(cls, path: str | Path) -> Memory:
@@ -307,23 +292,20 @@ class Memory:
         if "memory" not in about:
             raise ValueError(f"{path} holds no memory")
         said = json.loads(about["memory"])
-        tasks = []
-        for k, entry in enumerate(said["tasks"]):
-            own = {name.removeprefix(f"{k}."): t for name, t in tensors.items() if name.startswith(f"{k}.")}
-            curvature = None
-            if entry["curvature"]:
-                curvature = Curvature.read(_under(own, "curvature."), entry["curvature"])
-            tasks.append(Remembered(
-                entry["name"], _unnamed(_under(own, "inputs"), entry["kind"]), own.get("outputs"), own.get("labels"),
-                entry["columns"], curvature, _under(own, "centre.") or None, entry["weight"], entry["head"],
-            ))  # fmt: skip
-        return cls(**said["fields"], tasks=tuple(tasks))
+        tasks = (Remembered.read(tensors, f"{k}.", about) for k, about in enumerate(said["tasks"]))
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said["fields"].items()}
+        return cls(**fields, tasks=tuple(tasks))
 
 
 FIELDS = (
     "examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured", "features",
-    "samples",
+    "samples", "sketch",
 )  # fmt: skip
+
+
+def _outputs(network: Network, inputs: Any, head: Output) -> Tensor:
+    with torch.no_grad():
+        return network(network.start, to(inputs, network.space.device), head).cpu()
 
 
 @dataclass(frozen=True)
@@ -335,43 +317,3 @@ class _Head:
 
     def __call__(self, returned: Any) -> Tensor:
         return pick(returned, self.head)[..., : self.columns]
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _kind(inputs: Any) -> str:
-    if isinstance(inputs, Mapping):
-        return "mapping"
-    return "none" if inputs is None else "tensor" if isinstance(inputs, Tensor) else "tuple"
-
-
-def _named(inputs: Any) -> list[tuple[str, Tensor]]:
-    if inputs is None:
-        return []
-    if isinstance(inputs, Tensor):
-        return [("", inputs)]
-    items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
-    return [(f".{key}", value) for key, value in items if isinstance(value, Tensor)]
-
-
-def _unnamed(tensors: Mapping[str, Tensor], kind: str) -> Any:
-    if kind == "none":
-        return None
-    if kind == "tensor":
-        return tensors[""]
-    named = {name.removeprefix("."): t for name, t in tensors.items()}
-    return named if kind == "mapping" else tuple(named[str(i)] for i in range(len(named)))
-
-
-def _leaves(inputs: Any) -> list[Tensor]:
-    return [leaf for _, leaf in _named(inputs)]
-
-
-def _each(inputs: Any, function: Any) -> Any:
-    if isinstance(inputs, Mapping):
-        return {key: _each(value, function) for key, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_each(value, function) for value in inputs)
-    return function(inputs) if isinstance(inputs, Tensor) else inputs

@@ -27,7 +27,8 @@ REASONS: dict[str, str] = {
     "target": "the exact target set was not reached within the tolerance: {achieved}; raise the tolerance, ask for "
     "less, or give more steps.",
     "nothing": " Nothing is kept: drift is not measured.",
-    "estimated": " Of tasks whose rows are not kept the drift is an estimate from curvature: nothing checks it.",
+    "estimated": " Of tasks whose rows are not kept the drift is an estimate from curvature or drawn rows: nothing "
+    "checks it.",
     "unsplit": " The reference is too small to split: the same rows steer and judge.",
 }
 
