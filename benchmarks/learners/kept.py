@@ -31,9 +31,10 @@ class Kept(Learner):
     (as natural continual learning, Kao et al. 2021, arXiv 2106.08085). Where examples are kept their labels are learned
     again beside the new ones, and where tasks bring new classes, the new rows compete among the new classes only
     (Caccia et al. 2022, arXiv 2104.05025). Rows that are drawn from sketches of the tasks' inputs are replayed with
-    the labels that they were drawn for, every task with the weight of the new one.
+    the labels that they were drawn for.
 
-    Settings: those of `ip.Memory` and `ip.optim.Invariant`, `replay` (weight of the kept labels) and `drawn` (rows).
+    Settings: those of `ip.Memory` and `ip.optim.Invariant`, `replay` (weight of the kept labels), `even`
+    (whether each old task has that weight, and all are averaged) and `drawn` (rows).
     """
 
     def __init__(self, *args: Any) -> None:
@@ -74,7 +75,7 @@ class Kept(Learner):
         for task in at.unique().tolist():
             own, head = at == task, self.heads[task]
             again.append(share * F.cross_entropy(head(seen[own]), labels[own], reduction="sum"))
-        if self.settings.get("drawn"):
+        if self.settings.get("even"):
             return (total + self.number * sum(again)) / (1 + self.number)
         return sum(again, total)
 
