@@ -39,12 +39,12 @@ from benchmarks.protocols import PROTOCOLS, Protocol
 
 SHORTER = {"split-domain": 400, "split-task": 400}  # the steps of a task that they are chosen with, where not all
 OURS = (*GROUND, "optim", *(f"geometry/{name}" for name in ("batch", "blocks", "choice", "curvature", "divergence",
-        "estimated", "factors", "kronecker", "memory", "reference", "sweep")))  # fmt: skip
+        "estimated", "factors", "kronecker", "memory", "reference", "remembered", "sketch", "sweep")))  # fmt: skip
 Grid = list[dict[str, Any]]
 METHODS: dict[str, type[Learner]] = {
     "fine-tuning": Learner, "joint": Learner, "ewc": EWC, "si": SI, "lwf": LwF, "gpm": GPM, "er": ER, "a-gem": AGEM,
     "der++": DERPP, "penalty": Penalty, "kronecker posterior": Kept, "isopath": Kept, "isopath, examples": Kept,
-    "isopath, both": Kept,
+    "isopath, both": Kept, "isopath, drawn": Kept,
 }  # fmt: skip
 
 
@@ -66,6 +66,8 @@ def kept(grid: tuple[float, ...], strengths: tuple[float, ...], **settings: Any)
 
 MID = (0.1, 0.03)
 PLAIN = {"optimizer": "sgd"}  # as the protocols of dark experience replay have it
+DRAWN = {"factors": False, "drawn": 100_000, "kept": 384, "replay": 1.0, "even": True, "strength": 0.0, "damping": 1.0,
+         "measured": 60_000}
 FINER = {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 5}
 DRIFTING: dict[str, Grid] = {
     "fine-tuning": [*rates((0.03, 0.01)), {"rate": 0.2, **PLAIN}],
@@ -82,6 +84,11 @@ DRIFTING: dict[str, Grid] = {
     "isopath": [{"rate": r, **FINER} for r in (0.1, 0.05, 0.2)],
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
     "isopath, both": [{"rate": r, **FINER, "examples": True, "replay": 0.3} for r in (0.1, 0.05)],
+    "isopath, drawn": [
+        {"rate": 0.1, **DRAWN},
+        {"rate": 0.1, **DRAWN, "factors": True, "kept": 512, "replay": 5.0, "even": False, "strength": 1.0,
+         "damping": 0.3, "rank": 400, "measured": 55_000, "renew": 5},
+    ],
 }  # fmt: skip
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
@@ -105,6 +112,9 @@ VENTURED: dict[str, Grid] = {
     "isopath, both": [{**SQUARED, "features": 1.0, "examples": True, "replay": r} for r in (1.0, 4.0)]
     + [{**STEADY, "features": f, "examples": True, "replay": 1.0} for f in (0.1, 3.0)]
     + [{**SQUARED, "features": 3.0, "examples": True, "replay": r} for r in (4.0, 16.0)],
+    "isopath, drawn": [{**DRAWN, "drawn": 20_000, "kept": 128, **kind} for kind in (
+        {"rate": 1e-3}, {"rate": 0.02, "optimizer": "momentum"},
+        {"rate": 0.02, "optimizer": "momentum", "strength": 0.3})],
 }  # fmt: skip
 FEW = {"kept": 32}  # kept rows in a step, as many as new ones
 REPLAYED: dict[str, Grid] = {
@@ -135,6 +145,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "isopath": curved((0.1, 0.03)),
         "isopath, examples": kept((0.1, 0.03), (1.0, 3.0), factors=False),
         "isopath, both": kept((0.1, 0.03), (1.0, 3.0), rank=128),
+        "isopath, drawn": [{"rate": r, **DRAWN, "drawn": 10_000, "kept": 128} for r in (0.1, 0.2)]
+        + [{"rate": 0.1, **DRAWN, "drawn": 10_000, "kept": 128, "strength": 0.1}],
     },
     "split-domain": VENTURED,
     "split-task": VENTURED,

@@ -53,6 +53,12 @@ def test_in_its_basis_every_variance_is_kept_whatever_the_rank():
     assert torch.allclose(shown.diagonal() + thin.outside.square(), (x - x.mean(0)).square().mean(0), rtol=1e-8)
 
 
+def test_what_the_basis_leaves_is_drawn_entry_by_entry():
+    x = correlated(400)
+    drawn, _ = Sketch.of(x, parts=1, rank=1, basis=1).draw(torch.arange(200 * BLOCK))
+    assert torch.allclose(drawn.var(0), x.var(0, correction=0), rtol=0.05)
+
+
 def test_labels_have_gaussians_of_their_own_and_their_share_of_the_rows():
     x, y = torch.cat([correlated(90), -correlated(30)]), torch.tensor([0] * 90 + [5] * 30)
     sketch = Sketch.of(x, y, parts=3, rank=2, basis=4)
@@ -79,6 +85,7 @@ def test_a_row_is_the_same_whatever_else_is_drawn(index, seed):
     rows, labels = sketch.draw(wanted)
     every, of = sketch.draw(torch.arange(6 * BLOCK))
     assert torch.equal(rows, every[wanted]) and torch.equal(labels, of[wanted])
+    assert len(every.unique(dim=0)) == len(every)  # and no two are the same
 
 
 def test_few_rows_wide_rows_and_equal_rows_do_not_break_it():
@@ -189,7 +196,7 @@ def test_several_heads_are_pulled_apart():
 
 def test_one_pull_of_all_tasks_is_the_sum_of_theirs():
     model, x, y = classifier()
-    memory = drawn(120).remember(model, x, y).remember(model, x + 1, y)
+    memory = drawn(120, decay=0.5).remember(model, x, y).remember(model, x + 1, y)
     optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, batch_size=10_000)
     theta = optimizer.network.start + 0.05 * torch.randn(len(optimizer.network.start))
     (whole,) = optimizer._rows
