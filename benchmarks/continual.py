@@ -84,11 +84,8 @@ DRIFTING: dict[str, Grid] = {
     "isopath": [{"rate": r, **FINER} for r in (0.1, 0.05, 0.2)],
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
     "isopath, both": [{"rate": r, **FINER, "examples": True, "replay": 0.3} for r in (0.1, 0.05)],
-    "isopath, drawn": [
-        {"rate": 0.1, **DRAWN},
-        {"rate": 0.1, **DRAWN, "factors": True, "kept": 512, "replay": 5.0, "even": False, "strength": 1.0,
-         "damping": 0.3, "rank": 400, "measured": 55_000, "renew": 5},
-    ],
+    "isopath, drawn": [{"rate": 0.1, **DRAWN}, {"rate": 0.2, **DRAWN, "kept": 512},
+                       {"rate": 0.2, **DRAWN, "kept": 768, "drawn": 200_000}],
 }  # fmt: skip
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
@@ -132,7 +129,10 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "kronecker posterior": [{**settings, "merge": True} for settings in PERMUTED],
         "isopath": PERMUTED,
     },
-    "permuted-20": DRIFTING,
+    "permuted-20": {**DRIFTING, "isopath, drawn": [
+        {"rate": 0.1, **DRAWN, **FINER, "factors": True, "kept": 512, "replay": 5.0, "even": False, "strength": 1.0,
+         "rank": 400, "measured": 55_000},
+        {"rate": 0.2, **DRAWN, "kept": 512}]},
     "rotated-20": DRIFTING,
     "split-class": {
         "fine-tuning": rates(MID), "joint": rates(MID),
