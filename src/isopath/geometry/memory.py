@@ -49,7 +49,7 @@ class Memory:
         budget: bytes in all; rows give way to it, newest and oldest tasks alike. `None` for no limit.
         divergence: between old and new outputs.
         seed: of the rows that are chosen.
-        measured: the most rows of a task that its curvature is measured on, and its sketch fitted to.
+        measured: the most rows of a task that its curvature is measured on (streamed) and its sketch fitted to (held).
         features: how firmly each layer's own outputs are kept beside the network's: added to its outputs' factor, in
             units of that factor's mean eigenvalue. A network with few outputs sees few directions of its hidden units;
             two layers that move apart in the others undo each other's work, which no metric of the outputs at one
@@ -166,8 +166,10 @@ class Memory:
             found = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(f"rows are drawn where inputs are one floating-point tensor, got {found}; for others keep "
                             "rows of the data, as choose='random' does, or factors")  # fmt: skip
-        if labels is not None and (labels.ndim > 1 or labels.is_floating_point()):
-            labels = None  # no classes: one kind of rows
+        first = _outputs(network, inputs[:1], task.head)
+        self._check_labels(task.name, labels, first)
+        if labels is not None and not _classes(labels, first):
+            labels = None  # one kind of rows
         sketch = Sketch.of(inputs, labels, *self.sketch, seed)
         kept: list[tuple[Tensor, ...]] = []
         count = -(-self.examples // (len(self) + 1))
@@ -177,7 +179,6 @@ class Memory:
             index = torch.arange(start, start + BLOCK)
             x, y = sketch.draw(index)
             outputs = _outputs(network, x, task.head)
-            self._check_labels(task.name, y, outputs)
             seen = torch.ones(BLOCK, dtype=torch.bool) if y is None else outputs.argmax(-1) == y
             kept.append(tuple(t[seen] for t in (index, x, outputs, *(() if y is None else (y,)))))
         drawn, x, outputs, *rest = (torch.cat(column)[:count] for column in zip(*kept))
@@ -301,6 +302,12 @@ FIELDS = (
     "examples", "factors", "choose", "merge", "decay", "rank", "budget", "divergence", "seed", "measured", "features",
     "samples", "sketch",
 )  # fmt: skip
+
+
+def _classes(labels: Tensor, outputs: Tensor) -> bool:
+    """Whether labels number the columns of rows of outputs."""
+    whole = labels.ndim == 1 and not labels.is_floating_point() and outputs.ndim == 2
+    return whole and int(labels.min()) >= 0 and int(labels.max()) < outputs.shape[1]
 
 
 def _outputs(network: Network, inputs: Any, head: Output) -> Tensor:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 BLOCK = 256  # rows that are drawn together, from a seed of their own: row i is the same whatever else is drawn
 ROUNDS = 25  # of k-means
+LEAST = 10  # rows of a part: the mean of one is that row
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +26,8 @@ class Sketch:
     V it is a mixture of factor analysers (Ghahramani & Hinton 1996) without their EM: the rows of each label are parted
     by k-means, W_k holds the r leading principal directions of a part and s_k what those leave.
 
-    No row is in it, but means of rows are, and of few and similar rows a mean says much.
+    No row is in it, but means of ten rows and more are (of fewer where a label has no more), and of similar rows a mean
+    says much.
 
     Attributes:
         centre: c, `(D,)`.
@@ -58,7 +61,7 @@ class Sketch:
         Args:
             x: `(N, ...)`, of floating point.
             y: labels `(N,)` of whole numbers, or `None`: all rows are then of one kind.
-            parts: Gaussians of each label, as far as it has rows.
+            parts: Gaussians of each label, at most one for ten of its rows.
             rank: r, at most q.
             basis: q, at most D.
             seed: of k-means, and of what is drawn.
@@ -70,7 +73,7 @@ class Sketch:
         inside, found, labels = (rows - centre) @ unit, [], []
         kinds = [(0, inside)] if y is None else [(int(label), inside[y.cpu() == label]) for label in y.cpu().unique()]
         for label, own in kinds:
-            for part in _parted(own, min(parts, len(own)), seed):
+            for part in _parted(own, min(parts, len(own) // LEAST), seed):
                 found.append((torch.tensor(len(part) / len(rows)), *_moments(part, min(rank, unit.shape[1]))))
                 labels.append(label)
         shares, means, directions, rest = (torch.stack(column) for column in zip(*found))
@@ -121,16 +124,20 @@ TENSORS = ("centre", "basis", "outside", "shares", "means", "directions", "rest"
 
 
 def _parted(rows: Tensor, parts: int, seed: int) -> list[Tensor]:
-    """The rows in at most so many groups of near ones."""
-    if parts == 1:
+    """The rows in at most so many groups of near ones, none of them small; those of small ones go to the next."""
+    if parts <= 1:
         return [rows]
     generator = np.random.default_rng(seed)
     values = rows.double().numpy()
     starts = values[generator.choice(len(values), parts, replace=False)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a part without rows: there is one part less then
-        _, group = kmeans2(values, starts, iter=ROUNDS, minit="matrix", missing="warn")
-    return [rows[torch.from_numpy(group == k)] for k in np.unique(group)]
+        centres, group = kmeans2(values, starts, iter=ROUNDS, minit="matrix", missing="warn")
+    large = np.flatnonzero(np.bincount(group, minlength=parts) >= LEAST)
+    if not len(large):
+        return [rows]
+    group = np.where(np.isin(group, large), group, large[cdist(values, centres[large]).argmin(1)])
+    return [rows[torch.from_numpy(group == k)] for k in large]
 
 
 def _moments(rows: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
