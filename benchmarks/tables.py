@@ -40,7 +40,7 @@ CURVES = {
 }
 CONTINUAL = (
     "fine-tuning", "ewc", "si", "lwf", "gpm", "kronecker posterior", "isopath", "a-gem", "er", "penalty", "der++",
-    "isopath, examples", "isopath, both", "joint",
+    "isopath, examples", "isopath, both", "isopath, drawn", "joint",
 )  # fmt: skip
 TASKS = {
     "permuted-10": "ten permutations", "permuted-20": "twenty", "rotated-20": "twenty rotations",
@@ -279,6 +279,9 @@ def summary() -> str:
         ["ten permutations of MNIST one after the other, no data kept: %", after(tasks + "permuted-10", "isopath"),
          f"{after(tasks + 'permuted-10', 'kronecker posterior')} (Kronecker posterior), "
          f"{after(tasks + 'permuted-10', 'gpm')} (GPM); {after(tasks + 'permuted-10', 'joint')} together"],
+        ["MNIST, two digits at a time among all ten, no data kept: %", after(tasks + "split-class", "isopath, drawn"),
+         f"{after(tasks + 'split-class', 'der++')} (DER++ with 200 images); "
+         f"{after(tasks + 'split-class', 'joint')} together"],
         ["CIFAR-10, two classes at a time, 500 examples: %", after(tasks + "cifar-class", "isopath, examples"),
          f"{after(tasks + 'cifar-class', 'der++')} (DER++)"],
         ["MiniLM, four text tasks, no text kept: %", after("texts", "isopath"),
