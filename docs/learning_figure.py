@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9730d", "#9aa3ad", "#23292f"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "continual"
 PANELS = {
     "permuted-10": ("Ten permutations of MNIST, no data kept", 50),
-    "split-class": ("MNIST, two digits at a time, 200 rows kept", 0),
+    "split-class": ("MNIST, two digits at a time, 200 rows kept (drawn: none)", 0),
     "split-domain": ("Even or odd: no data kept (both: and 200 rows)", 40),
     "cifar-class": ("CIFAR-10, two classes at a time, 500 rows kept", 0),
 }  # and where the axis begins
@@ -49,12 +48,16 @@ def colour_of(method: str) -> str:
 
 
 def spread(places: list[float], gap: float, top: float) -> list[float]:
-    """The same places, pushed apart until neighbours are a gap away from each other; none is above the top."""
-    order, placed = sorted(range(len(places)), key=places.__getitem__), list(places)
-    for before, after in itertools.pairwise(order):
-        placed[after] = max(placed[after], placed[before] + gap)
-    excess = max(0.0, placed[order[-1]] - top)
-    return [place - excess if placed[order[-1]] - place < 10 * gap else place for place in placed]
+    """The nearest places (least squares) that are a gap away from each other, none above the top."""
+    order, groups = sorted(range(len(places)), key=places.__getitem__), []
+    for rank, k in enumerate(order):  # monotone regression of the places less what the gaps below take
+        groups.append([places[k] - rank * gap])
+        while len(groups) > 1 and mean(groups[-2]) > mean(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    flat, placed = [mean(group) for group in groups for _ in group], list(places)
+    for rank, k in enumerate(order):
+        placed[k] = min(flat[rank] + rank * gap, top - (len(order) - 1 - rank) * gap)
+    return placed
 
 
 def over_time(axes: plt.Axes, protocol: str) -> None:
