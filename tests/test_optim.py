@@ -92,13 +92,14 @@ def test_kept_outputs_move_less_than_under_the_base_optimiser_at_the_same_loss()
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("keep", ["factors", "examples", "both", "reference"])
+@pytest.mark.parametrize("keep", ["factors", "examples", "both", "drawn", "reference"])
 def test_a_break_of_the_tolerance_is_rolled_back(keep, norm):
     model = mlp(norm=norm).train()
     memory = {
         "factors": lambda: ip.Memory(examples=0, factors=True).remember(model, X),
         "examples": lambda: ip.Memory(examples=40).remember(model, X),
         "both": lambda: ip.Memory(examples=40, factors=True).remember(model, X),
+        "drawn": lambda: ip.Memory(examples=80, choose="drawn").remember(model, X).remember(model, X + 1),
         "reference": lambda: ip.Reference(X),
     }[keep]()
     base = torch.optim.SGD(model.parameters(), 1.0, momentum=0.9)
@@ -119,9 +120,11 @@ def test_a_break_of_the_tolerance_is_rolled_back(keep, norm):
     lambda p: torch.optim.RMSprop(p, 0.01),
 ])  # fmt: skip
 @pytest.mark.parametrize("stop", [1, 12, 15])
-@pytest.mark.parametrize("keep", ["factors", "examples", "reference"])
+@pytest.mark.parametrize("keep", ["factors", "examples", "drawn", "reference"])
 def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep, stop):
-    options = {"factors": {"examples": 0, "factors": True}}.get(keep, {"examples": 40})
+    options = {"factors": {"examples": 0, "factors": True}, "drawn": {"examples": 400, "choose": "drawn"}}.get(
+        keep, {"examples": 40}
+    )
     memory = ip.Reference(X) if keep == "reference" else ip.Memory(**options).remember(mlp(norm=True), X)
 
     def fresh(state=None):
