@@ -168,7 +168,7 @@ METHODS: dict[str, tuple[type[Method], list[Settings]]] = {
     "fine-tuning": (Method, [{"rate": 3e-5}, *PLAIN]),
     "replay": (Replay, PLAIN),
     "lora": (LoRA, [{"rate": 3e-4}, {"rate": 1e-3}]),
-    "isopath": (Kept, [{**s, "examples": False} for s in (*STEERED, {**STEERED[-1], "strength": 100.0})]),
+    "isopath": (Kept, [{**s, "examples": False} for s in STEERED]),
     "isopath, both": (Kept, [{**s, "examples": True} for s in STEERED[2:]]),
 }
 

@@ -81,7 +81,8 @@ class Kept(Learner):
 
     def evaluations(self, size: int) -> float:
         kept = sum(task.rows for task in self.memory.tasks)
-        return size + min(self.batch, kept) * (1 + bool(self.settings.get("replay")))
+        passes = bool(self.settings["strength"]) + bool(self.settings.get("replay"))
+        return size + min(self.batch, kept) * passes
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept rows with labels, and the tasks they belong to."""

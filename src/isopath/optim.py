@@ -329,9 +329,14 @@ class _Rows:
     def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
         """∇D on the batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        rows = torch.randint(len(self.reference), (min(size, len(self.reference)),), generator=generator)
+        reference, size = self.reference, min(size, len(self.reference))
+        rows = torch.randint(len(reference), (size,), generator=generator)
+        if reference.weights is not None and bool(reference.weights.max() > 1.01 * reference.weights.min()):
+            # drawn by weight and counted alike: a small batch weighed by its own sum would lean to the light rows
+            rows = torch.multinomial(reference.weights.cpu(), size, replacement=True, generator=generator)
+            reference = replace(reference, weights=None)
         with torch.enable_grad():
-            return self.reference._part(self.network, self.kept.start, rows).gradient(theta)
+            return reference._part(self.network, self.kept.start, rows).gradient(theta)
 
     def drift(self, theta: Tensor) -> float:
         """D on all rows."""
@@ -366,7 +371,7 @@ def _together(parts: Sequence[_Rows], network: Network, seed: int) -> list[_Rows
     """Those of one head as one, each with its weight: a step then passes once over a batch of them all."""
     found, left = [], list(parts)
     while left:
-        same = [rows for rows in left if rows.reference.output == left[0].reference.output]
+        same = [rows for rows in left if _alike(rows.reference, left[0].reference)]
         left = [rows for rows in left if rows not in same]
         references = [rows.reference for rows in same]
         inputs, outputs = (torch.cat([getattr(r, key) for r in references]) for key in ("inputs", "outputs"))
@@ -374,6 +379,12 @@ def _together(parts: Sequence[_Rows], network: Network, seed: int) -> list[_Rows
         whole = replace(references[0], inputs=inputs, outputs=outputs, weights=weights)
         found.append(_Rows(whole, sum(rows.weight for rows in same), network, seed))
     return found
+
+
+def _alike(a: Reference, b: Reference) -> bool:
+    """Whether rows of both fit one batch."""
+    shapes = [(r.inputs.shape[1:], r.inputs.dtype, r.outputs.shape[1:]) for r in (a, b) if r.outputs is not None]
+    return a.output == b.output and shapes[0] == shapes[-1]
 
 
 def _scale(divergence: Any) -> float:

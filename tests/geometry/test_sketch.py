@@ -82,6 +82,28 @@ def test_no_gaussian_is_of_a_few_rows():
     sketch = Sketch.of(x, parts=5, rank=2, basis=D)
     assert bool((sketch.shares * len(x) >= 10).all()) and torch.isclose(sketch.shares.sum(), torch.tensor(1.0))
     assert len(Sketch.of(x[:12], parts=5, rank=2, basis=D).shares) == 1
+    with pytest.warns(UserWarning, match=r"labels \[7\] have fewer than 10 rows"):
+        assert Sketch.of(x, torch.tensor([7] * 9 + [2] * 84)).labels.unique().tolist() == [2]
+    with pytest.raises(ValueError, match="at least 10 rows of one label, got 12 rows in all"):
+        Sketch.of(x[:12], torch.arange(12) % 2)
+
+
+def test_scales_far_apart_are_all_drawn():
+    x = torch.randn(400, D, generator=torch.Generator().manual_seed(0))
+    x[:, 0] *= 2e5
+    drawn, _ = Sketch.of(x).draw(torch.arange(100 * BLOCK))
+    assert torch.allclose(drawn.std(0), x.std(0), rtol=0.1)
+
+
+def test_the_default_dtype_is_not_read():
+    x = correlated(40)
+    rows, _ = Sketch.of(x).draw(torch.arange(9))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(Sketch.of(x).draw(torch.arange(9))[0], rows)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    Sketch.of(x.float()[:, 0], seed=-1).draw(torch.arange(3))  # rows of one entry; any whole number is a seed
 
 
 @settings(max_examples=25, deadline=None)
@@ -96,7 +118,7 @@ def test_a_row_is_the_same_whatever_else_is_drawn(index, seed):
 
 
 def test_few_rows_wide_rows_and_equal_rows_do_not_break_it():
-    wide = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))  # fewer rows than entries
+    wide = torch.randn(17, 40, generator=torch.Generator().manual_seed(0))  # fewer rows than entries
     sketch = Sketch.of(wide, parts=3, rank=24, basis=96)
     assert sketch.basis.shape == (40, 40) and bool(sketch.draw(torch.arange(9))[0].isfinite().all())
     with warnings.catch_warnings():
@@ -162,7 +184,11 @@ def test_without_labels_no_row_is_turned_away_and_numbers_are_no_labels():
     model, x, _ = classifier()
     (task,) = drawn(70).remember(model, x).tasks
     assert task.rows == 70 and task.labels is None and task.drawn.tolist() == list(range(70))
-    for y in (torch.randn(240, 3), torch.randn(240), torch.arange(240)):
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x), batch_size=16)
+    assert drawn(70).remember(model, loader).tasks[0].rows == 70
+    with pytest.warns(UserWarning, match="do not number its outputs. columns"):
+        assert drawn(70).remember(model, x, -torch.ones(240, dtype=torch.int64)).tasks[0].labels is None
+    for y in (torch.randn(240, 3), torch.randn(240)):
         (again,) = drawn(70, divergence="squared_error").remember(model, x, y).tasks
         assert again.labels is None and again.rows == 70
 
@@ -202,6 +228,54 @@ def test_several_heads_are_pulled_apart():
     assert len(optimizer._rows) == 2 and len(optimizer._judges()) == 2
 
 
+def test_rows_of_other_shapes_are_pulled_apart():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    memory = drawn(60).remember(model, torch.randn(40, 1, 8, 8)).remember(model, torch.randn(40, 1, 10, 10))
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory)
+    assert len(optimizer._rows) == 2
+
+
+def test_a_small_batch_leans_to_no_task():
+    model, x, y = classifier()
+    memory = drawn(120, decay=0.1).remember(model, x, y).remember(model, x + 1, y)
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory)
+    theta = optimizer.network.start + 0.05 * torch.randn(len(optimizer.network.start))
+    (whole,) = optimizer._rows
+    exact = whole.reference._part(whole.network, whole.kept.start, torch.arange(120)).gradient(theta)
+    mean = torch.stack([whole.gradient(theta, step, 4) for step in range(2000)]).mean(0)
+    assert float((mean - exact).norm() / exact.norm()) < 0.15
+
+
+def test_many_drawn_rows_are_all_looked_at_where_a_waypoint_is_kept(monkeypatch):
+    model, x, y = classifier()
+    looked, whole = [], ip.geometry.reference.Kept.whole_drift
+    monkeypatch.setattr(ip.geometry.reference.Kept, "whole_drift", lambda self, t: looked.append(1) or whole(self, t))
+    memory = drawn(3000).remember(model, x, y)
+    ip.trace(model, keep=memory, objective=ip.Task(x + 1, y), tolerance=0.05, max_steps=2)
+    assert looked
+
+
+def test_classes_that_the_model_does_not_see_are_named_and_curvature_stays():
+    model, x, y = classifier()
+    with torch.no_grad():
+        model[2].bias[1] = -1e4
+    with pytest.warns(UserWarning, match=r"for labels \[0, 2\]; the model does not see the others"):
+        drawn().remember(model, x, y)
+    with pytest.warns(UserWarning, match="of 300 rows 0 are kept"):
+        (task,) = drawn(factors=True).remember(model, x[y == 1], y[y == 1]).tasks
+    assert task.rows == 0 and task.curvature is not None
+
+
+def test_a_file_whose_rows_would_be_others_is_refused(tmp_path, monkeypatch):
+    model, x, y = classifier()
+    drawn().remember(model, x, y).save(tmp_path / "memory.safetensors")
+    draw = Sketch.draw
+    monkeypatch.setattr(Sketch, "draw", lambda self, index: draw(self, index + 1))
+    with pytest.raises(ValueError, match="cannot be drawn again"):
+        ip.Memory.load(tmp_path / "memory.safetensors")
+
+
 def test_one_pull_of_all_tasks_is_the_sum_of_theirs():
     model, x, y = classifier()
     memory = drawn(120, decay=0.5).remember(model, x, y).remember(model, x + 1, y)
@@ -219,12 +293,13 @@ def test_what_cannot_be_drawn_says_so():
         drawn().remember(model, torch.zeros(9, 5, dtype=torch.int64))
     with pytest.raises(TypeError, match="got dict"):
         drawn().remember(model, {"input": x})
-    with pytest.raises(ValueError, match="sketch must be"):
-        ip.Memory(sketch=(0, 2, 3))
+    for wrong in ((0, 2, 3), (2.5, 2, 4), 8, (1, 2)):
+        with pytest.raises(ValueError, match="sketch must be"):
+            ip.Memory(sketch=wrong)
     with pytest.raises(ValueError, match="labels go up to 7, but the head"):
         drawn().remember(model, x, y + 5)
     lazy = nn.Sequential(nn.Linear(5, 3))
     nn.init.zeros_(lazy[0].weight)
     lazy[0].bias.data = torch.tensor([0.0, 0.0, 9.0])
-    with pytest.raises(ValueError, match="gives none of the rows drawn for task '0'"):
+    with pytest.raises(ValueError, match="gives none of the rows drawn for task '0'"), pytest.warns(UserWarning):
         drawn().remember(lazy, x[y < 2], y[y < 2])

@@ -52,7 +52,7 @@ def chosen(
         pool = order[: max(count, POOL)]
         scores = _leverage(network, examples, pool, output, divergence, generator)
         return pool[scores.argsort(descending=True, stable=True)][:count]
-    raise ValueError(f"choose must be 'random', 'balanced', 'herding' or 'leverage', got {how!r}")
+    raise ValueError(f"choose must be 'random', 'balanced', 'herding', 'leverage' or 'drawn', got {how!r}")
 
 
 def _turns(labels: Tensor) -> Tensor:

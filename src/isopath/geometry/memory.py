@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +39,8 @@ class Memory:
             (`True` or `"kronecker"`), with their eigenvalues measured (`"ekfac"`), or as a `"diagonal"`.
         choose: which rows: `"random"`, `"balanced"` over the labels, `"herding"` or `"leverage"` (see `choice`); or
             `"drawn"`: no row of the data, but rows drawn from a `Sketch` of the task's inputs, those that the network
-            gives the label that they were drawn for. They cost their outputs alone, so there can be many. The drift
-            is then measured on them: an estimate of that on the data.
+            gives the label that they were drawn for. One costs its outputs, label and number, so there can be many.
+            The drift is then measured on them: an estimate of that on the data.
         sketch: where rows are drawn: Gaussians of each label (of all rows, without labels), directions of each, and
             the leading principal directions of all rows that they live in.
         merge: keep one sum of all tasks' factors instead of one term per task: memory and cost do not grow, and the
@@ -86,7 +87,8 @@ class Memory:
                 f"examples and features must be >= 0 and decay in (0, 1], got {self.examples}, {self.features} and "
                 f"{self.decay}"
             )
-        if len(self.sketch) != 3 or min(self.sketch[0], self.sketch[2]) < 1 or self.sketch[1] < 0:
+        sizes = self.sketch if isinstance(self.sketch, (tuple, list)) else (self.sketch,)
+        if len(sizes) != 3 or not all(isinstance(n, int) and n >= k for n, k in zip(sizes, (1, 0, 1))):
             raise ValueError(f"sketch must be (Gaussians >= 1, directions >= 0, principal directions >= 1), got "
                              f"{self.sketch}")  # fmt: skip
         if not self.examples and not self.factors:
@@ -160,15 +162,20 @@ class Memory:
 
     def _with_drawn(self, task: Remembered, network: Network, data: Examples) -> Remembered:
         seed = self.seed + len(self) * 7919
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed % 2**63))
         inputs, labels = data.take(order[: self.measured])
+        while isinstance(inputs, (tuple, list)) and len(inputs) == 1:
+            inputs = inputs[0]  # a loader of a dataset of one tensor
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             found = str(inputs.dtype) if isinstance(inputs, Tensor) else type(inputs).__name__
             raise TypeError(f"rows are drawn where inputs are one floating-point tensor, got {found}; for others keep "
                             "rows of the data, as choose='random' does, or factors")  # fmt: skip
-        first = _outputs(network, inputs[:1], task.head)
+        first = _outputs(network, inputs[:BLOCK], task.head)
         self._check_labels(task.name, labels, first)
         if labels is not None and not _classes(labels, first):
+            if not labels.is_floating_point():
+                warnings.warn(f"the labels of task {task.name!r} do not number its outputs' columns: rows are drawn "
+                              "without them", stacklevel=3)  # fmt: skip
             labels = None  # one kind of rows
         sketch = Sketch.of(inputs, labels, *self.sketch, seed)
         kept: list[tuple[Tensor, ...]] = []
@@ -181,10 +188,16 @@ class Memory:
             outputs = _outputs(network, x, task.head)
             seen = torch.ones(BLOCK, dtype=torch.bool) if y is None else outputs.argmax(-1) == y
             kept.append(tuple(t[seen] for t in (index, x, outputs, *(() if y is None else (y,)))))
-        drawn, x, outputs, *rest = (torch.cat(column)[:count] for column in zip(*kept))
-        if not len(drawn):
+        drawn, x, outputs, *rest = (torch.cat(column)[:count].clone() for column in zip(*kept))
+        if len(drawn) < count or (rest and len(rest[0].unique()) < len(labels.unique() if labels is not None else ())):
+            warnings.warn(f"task {task.name!r}: of {count} rows {len(drawn)} are kept, for labels "
+                          f"{rest[0].unique().tolist() if rest else []}; the model does not see the others in what is "
+                          "drawn for them", stacklevel=3)  # fmt: skip
+        if not len(drawn) and not self.factors:
             raise ValueError(f"the model gives none of the rows drawn for task {task.name!r} the label that it was "
                              "drawn for; train it first, or keep rows of the data")  # fmt: skip
+        if not len(drawn):
+            return task
         return replace(task, inputs=x, outputs=outputs, labels=rest[0] if rest else None, columns=outputs.shape[-1],
                        sketch=sketch, drawn=drawn)  # fmt: skip
 

@@ -54,7 +54,7 @@ class Remembered:
             return self
         if not count:
             return replace(self, inputs=None, outputs=None, labels=None, sketch=None, drawn=None)
-        cut = {key: tree_map(lambda t: t[:count], getattr(self, key)) for key in ("inputs", *ROWS)}
+        cut = {key: tree_map(lambda t: t[:count].clone(), getattr(self, key)) for key in ("inputs", *ROWS)}
         return replace(self, **cut)
 
     @property
@@ -80,7 +80,7 @@ class Remembered:
                                  "kind": _kind(self.inputs), "curvature": ""}  # fmt: skip
         if self.sketch is not None:
             tensors |= {f"sketch.{name}": tensor for name, tensor in self.sketch.tensors().items()}
-            about["sketch"] = self.sketch.about
+            about["sketch"] = {**self.sketch.about, "sum": float(self.inputs.double().sum())}
         else:
             tensors |= {f"inputs{place}": leaf for place, leaf in _named(self.inputs)}
         if self.curvature is not None:
@@ -96,6 +96,11 @@ class Remembered:
         curvature = Curvature.read(_under(own, "curvature."), about["curvature"]) if about["curvature"] else None
         sketch = Sketch.read(_under(own, "sketch."), about["sketch"]) if "sketch" in about else None
         inputs = _unnamed(_under(own, "inputs"), about["kind"]) if sketch is None else sketch.draw(own["drawn"])[0]
+        if sketch is not None and abs(float(inputs.double().sum()) - about["sketch"]["sum"]) > 1e-4 * float(
+            inputs.double().abs().sum()
+        ):
+            raise ValueError(f"the rows of task {about['name']!r} cannot be drawn again: this torch draws others "
+                             "from the same seed; remember the task anew")  # fmt: skip
         return cls(
             about["name"], inputs, own.get("outputs"), own.get("labels"), about["columns"], curvature,
             _under(own, "centre.") or None, about["weight"], about["head"], sketch, own.get("drawn"),

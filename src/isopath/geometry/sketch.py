@@ -26,8 +26,7 @@ class Sketch:
     V it is a mixture of factor analysers (Ghahramani & Hinton 1996) without their EM: the rows of each label are parted
     by k-means, W_k holds the r leading principal directions of a part and s_k what those leave.
 
-    No row is in it, but means of ten rows and more are (of fewer where a label has no more), and of similar rows a mean
-    says much.
+    No row is in it, but means of ten rows and more are, and of similar rows a mean says much.
 
     Attributes:
         centre: c, `(D,)`.
@@ -65,16 +64,30 @@ class Sketch:
             rank: r, at most q.
             basis: q, at most D.
             seed: of k-means, and of what is drawn.
+
+        Raises:
+            ValueError: no label has ten rows. Of labels that have fewer, none are drawn, with a warning.
         """
-        rows = x.detach().cpu().flatten(1)
+        rows = x.detach().cpu().reshape(len(x), -1)
         centre, scaled, outside = _moments(rows, min(basis, rows.shape[1]))
         length = scaled.norm(dim=0)
-        unit = torch.where(length > 1e-5 * length.max(), scaled / length.clamp_min(1e-30), 0)  # fewer rows than entries
+        seen = length > 1e-4 * length.max()  # fewer rows than entries, or entries of which some are very large
+        unit = torch.where(seen, scaled / length.clamp_min(1e-30), 0)
+        if not bool(seen.all()):
+            spread = rows.double().var(0, correction=0) - scaled.double()[:, seen].square().sum(1)
+            outside = spread.clamp_min(0).sqrt().to(outside)
         inside, found, labels = (rows - centre) @ unit, [], []
         kinds = [(0, inside)] if y is None else [(int(label), inside[y.cpu() == label]) for label in y.cpu().unique()]
-        for label, own in kinds:
+        few = [label for label, own in kinds if len(own) < LEAST]
+        if len(few) == len(kinds):
+            raise ValueError(f"rows are drawn of at least {LEAST} rows of one label, got {len(rows)} rows in all")
+        if few:
+            warnings.warn(f"labels {few} have fewer than {LEAST} rows, which their mean would show: none are drawn of "
+                          "them", stacklevel=4)  # fmt: skip
+        for label, own in (kind for kind in kinds if len(kind[1]) >= LEAST):
             for part in _parted(own, min(parts, len(own) // LEAST), seed):
-                found.append((torch.tensor(len(part) / len(rows)), *_moments(part, min(rank, unit.shape[1]))))
+                share = torch.tensor(len(part) / len(rows), dtype=torch.float32)
+                found.append((share, *_moments(part, min(rank, unit.shape[1]))))
                 labels.append(label)
         shares, means, directions, rest = (torch.stack(column) for column in zip(*found))
         return cls(centre, unit, outside, shares, means, directions, rest,
@@ -82,7 +95,7 @@ class Sketch:
 
     def draw(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Rows `(n, ...)` of an endless sequence, by number, and their labels."""
-        rows, part = torch.empty(len(index), len(self.centre)), torch.empty_like(index)
+        rows, part = torch.empty(len(index), len(self.centre), dtype=torch.float32), torch.empty_like(index)
         blocks = index // BLOCK
         for block in blocks.unique().tolist():
             drawn, parts = self._block(block)
@@ -91,11 +104,12 @@ class Sketch:
         return rows.to(self.centre).reshape(-1, *self.shape), None if self.labels is None else self.labels[part]
 
     def _block(self, block: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + block)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + block) % 2**63)
         part = torch.multinomial(self.shares, BLOCK, replacement=True, generator=generator)
-        along = torch.randn(BLOCK, self.directions.shape[2], 1, generator=generator)
-        beside = torch.randn(BLOCK, self.means.shape[1], generator=generator)
-        outside = torch.randn(BLOCK, len(self.centre), generator=generator)
+        along, beside, outside = (
+            torch.randn(BLOCK, *shape, generator=generator, dtype=torch.float32)
+            for shape in ((self.directions.shape[2], 1), (self.means.shape[1],), (len(self.centre),))
+        )
         means, directions, rest = (t[part].float() for t in (self.means, self.directions, self.rest))
         inside = means + (directions @ along).squeeze(2) + beside * rest
         return self.centre.float() + inside @ self.basis.float().T + outside * self.outside.float(), part
@@ -127,7 +141,7 @@ def _parted(rows: Tensor, parts: int, seed: int) -> list[Tensor]:
     """The rows in at most so many groups of near ones, none of them small; those of small ones go to the next."""
     if parts <= 1:
         return [rows]
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**63)
     values = rows.double().numpy()
     starts = values[generator.choice(len(values), parts, replace=False)]
     with warnings.catch_warnings():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.geometry.reference import KeptAll
+from isopath.geometry.reference import Keeping, Kept, KeptAll
 from isopath.network import Network
 from isopath.path import Path, PolyChain, check_unit
 from isopath.storage import load_tensors
@@ -78,7 +78,7 @@ class Keeper:
         if not last and self.waypoints and state.length - self.waypoints[-1].length < self._spacing():
             return None
         drift = state.drift
-        if self.kept.kind == "sampled":
+        if self.kept.kind == "sampled" or any(_sampled(part) for part in self.kept.parts):
             drift = self._whole_drift(state)
             if not drift <= self.tolerance:
                 return None
@@ -222,3 +222,8 @@ class Trajectory(Path):
             f"Trajectory({self.status}: {self.reason} steps={self.steps[-1]}, drift={self.drift:.3g} of "
             f"{self.tolerance:g} {self.drift_kind}, evaluations={self.evaluations:.3g}, seconds={self.seconds:.1f})"
         )
+
+
+def _sampled(part: Keeping) -> bool:
+    """Whether a reference has more rows than are looked at on the way, whatever its drift is called."""
+    return isinstance(part, Kept) and len(part.reference) > part.reference.sample
