@@ -279,7 +279,8 @@ def summary() -> str:
         ["ten permutations of MNIST one after the other, no data kept: %", after(tasks + "permuted-10", "isopath"),
          f"{after(tasks + 'permuted-10', 'kronecker posterior')} (Kronecker posterior), "
          f"{after(tasks + 'permuted-10', 'gpm')} (GPM); {after(tasks + 'permuted-10', 'joint')} together"],
-        ["MNIST, two digits at a time among all ten, no data kept: %", after(tasks + "split-class", "isopath, drawn"),
+        ["MNIST, two digits at a time among all ten, a sketch of each task kept and no image: %",
+         after(tasks + "split-class", "isopath, drawn"),
          f"{after(tasks + 'split-class', 'der++')} (DER++ with 200 images); "
          f"{after(tasks + 'split-class', 'joint')} together"],
         ["CIFAR-10, two classes at a time, 500 examples: %", after(tasks + "cifar-class", "isopath, examples"),

@@ -330,10 +330,11 @@ class _Rows:
         """∇D on the batch of a step."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         reference, size = self.reference, min(size, len(self.reference))
-        rows = torch.randint(len(reference), (size,), generator=generator)
-        if reference.weights is not None and bool(reference.weights.max() > 1.01 * reference.weights.min()):
-            # drawn by weight and counted alike: a small batch weighed by its own sum would lean to the light rows
-            rows = torch.multinomial(reference.weights.cpu(), size, replacement=True, generator=generator)
+        weights = reference.weights
+        if weights is None or bool(weights.max() <= 1.01 * weights.min()):  # shares of tasks differ by a row
+            rows = torch.randint(len(reference), (size,), generator=generator)
+        else:  # drawn by weight and counted alike: a small batch weighed by its own sum would lean to the light rows
+            rows = torch.multinomial(weights.cpu(), size, replacement=True, generator=generator)
             reference = replace(reference, weights=None)
         with torch.enable_grad():
             return reference._part(self.network, self.kept.start, rows).gradient(theta)

@@ -189,15 +189,15 @@ class Memory:
             seen = torch.ones(BLOCK, dtype=torch.bool) if y is None else outputs.argmax(-1) == y
             kept.append(tuple(t[seen] for t in (index, x, outputs, *(() if y is None else (y,)))))
         drawn, x, outputs, *rest = (torch.cat(column)[:count].clone() for column in zip(*kept))
-        if len(drawn) < count or (rest and len(rest[0].unique()) < len(labels.unique() if labels is not None else ())):
+        if len(drawn) < count or (sketch.labels is not None and len(rest[0].unique()) < len(sketch.labels.unique())):
             warnings.warn(f"task {task.name!r}: of {count} rows {len(drawn)} are kept, for labels "
                           f"{rest[0].unique().tolist() if rest else []}; the model does not see the others in what is "
                           "drawn for them", stacklevel=3)  # fmt: skip
-        if not len(drawn) and not self.factors:
+        if not len(drawn):
+            if self.factors:
+                return task
             raise ValueError(f"the model gives none of the rows drawn for task {task.name!r} the label that it was "
                              "drawn for; train it first, or keep rows of the data")  # fmt: skip
-        if not len(drawn):
-            return task
         return replace(task, inputs=x, outputs=outputs, labels=rest[0] if rest else None, columns=outputs.shape[-1],
                        sketch=sketch, drawn=drawn)  # fmt: skip
 
