@@ -85,7 +85,9 @@ DRIFTING: dict[str, Grid] = {
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
     "isopath, both": [{"rate": r, **FINER, "examples": True, "replay": 0.3} for r in (0.1, 0.05)],
     "isopath, drawn": [{"rate": 0.1, **DRAWN}, {"rate": 0.2, **DRAWN, "kept": 512},
-                       {"rate": 0.2, **DRAWN, "kept": 768, "drawn": 200_000}],
+                       {"rate": 0.2, **DRAWN, "kept": 768, "drawn": 200_000},
+                       *({"rate": r, **DRAWN, "kept": 1024, "drawn": 300_000, "sketch": [16, 32, 128]}
+                         for r in (0.2, 0.3))],
 }  # fmt: skip
 PERMUTED: Grid = [
     {"rate": 0.2, "strength": 1.0, "damping": 1.0, "rank": 128},
