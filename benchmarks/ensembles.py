@@ -9,9 +9,10 @@ fast geometric: from the first network on, SGD with momentum whose rate goes dow
 arXiv 1802.10026), a member at the end of every cycle.
 isopath, weights: from the first network, nine traces to `ip.Diversity` in weights from all members so far, outputs on
 2,000 training images kept within a tolerance. isopath, outputs: the same, in outputs from the first network's, on
-training images as an attack on it leaves them.
+training images as an attack on it leaves them. isopath, attacked: nine networks along the last two thirds of one trace
+to `ip.Robust`, outputs on 10,000 training images kept; it reads labels, and its attacks count.
 
-Both grow their nine for a quarter of the gradient evaluations that ten networks take. Settings are chosen on 1,000
+All grow their nine for a quarter of the gradient evaluations that ten networks take. Settings are chosen on 1,000
 held-out training images, with seed 0, by the lower of both transfers, where clean accuracy is within half a point of
 the first network's. The protocol of `ip.robustness` on the first 500 test images; APGD on the first 100.
 
@@ -37,8 +38,9 @@ from benchmarks.methods import Pair, batches, cached, fitted
 from benchmarks.networks import small_cnn
 from isopath.attacks import PGD
 from isopath.network import Network
+from isopath.trace import Multiplier
 
-HELD, POOL, MEMBERS, SHARE, KEPT, SEEN, OFFICIAL, SIZE = 5000, 12, 10, 0.25, 2000, 500, 100, 128
+HELD, POOL, MEMBERS, SHARE, KEPT, ALONG, SEEN, OFFICIAL, SIZE = 5000, 12, 10, 0.25, 2000, 10_000, 500, 100, 128
 SCORED = ("attacks/pgd", "attacks/autoattack", "ensemble", "robustness/protocol", "robustness/trial",
           "robustness/masking")  # fmt: skip
 Settings = dict[str, Any]
@@ -58,6 +60,7 @@ GRIDS: dict[str, list[Settings]] = {
     "fast geometric": [{"rate": rate} for rate in (0.02, 0.05, 0.1)],
     "isopath, weights": [{"tolerance": tolerance} for tolerance in (0.005, 0.02)],
     "isopath, outputs": [{"tolerance": tolerance} for tolerance in (0.005, 0.02)],
+    "isopath, attacked": [{"tolerance": 0.05, "share": share} for share in (0.5, 1.0)],
 }
 
 
@@ -146,6 +149,18 @@ def apart(start: nn.Module, train: Pair, by: str, tolerance: float, eps: float, 
     return members, spent
 
 
+def on_the_way(start: nn.Module, train: Pair, eps: float, tolerance: float, budget: float,
+               seed: int) -> tuple[list[nn.Module], float]:  # fmt: skip
+    """The start and nine waypoints of a trace that holds out against attack; the gradient evaluations spent."""
+    kept = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:ALONG]]
+    task = ip.Robust(*train, attack=PGD(eps, 5), batch_size=SIZE, seed=seed)
+    path = ip.trace(start, ip.Reference(kept), task, tolerance, 100_000, seed, max_evaluations=budget,
+                    corrector=Multiplier(), keep_waypoints="all")  # fmt: skip
+    last, chosen = len(path.steps) - 1, MEMBERS - 1
+    places = [round(last * (1 - k * 2 / 3 / (chosen - 1))) for k in reversed(range(chosen))]
+    return [start, *(path.model(step=path.steps[place]) for place in places)], path.evaluations
+
+
 def measured(root: Path, name: str, method: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
     """An ensemble of ten, attacked."""
     train, *others = images(root, name)
@@ -157,6 +172,9 @@ def measured(root: Path, name: str, method: str, settings: Settings, seed: int, 
         members, spent = [alone(root, name, (seed + k) % (POOL - 1)) for k in range(MEMBERS)], whole
     elif method == "fast geometric":
         members = fast_geometric(start, train, settings["rate"], budget, seed)
+    elif method == "isopath, attacked":
+        eps = settings["share"] * study.eps
+        members, spent = on_the_way(start, train, eps, settings["tolerance"], 0.9 * budget, seed)
     else:
         by = method.removeprefix("isopath, ")
         members, spent = apart(start, train, by, settings["tolerance"], study.eps, budget, seed)
@@ -187,7 +205,9 @@ def main() -> None:
         for method, grid in GRIDS.items():
             if args.methods and method not in args.methods.split(";"):
                 continue
-            ran = (*(RAN if method.startswith("isopath") else GROUND), "objectives/diversity", *SCORED)
+            attacked = method.endswith("attacked")
+            more = ("objectives/robust", "trace/lagrangian") if attacked else ("objectives/diversity",)
+            ran = (*(RAN if method.startswith("isopath") else GROUND), *more, *SCORED)
             tried = []
             for settings in grid if len(grid) > 1 else []:
                 label = labelled(method, settings)
