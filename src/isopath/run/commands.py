@@ -24,6 +24,7 @@ from isopath.storage import DamagedFile, load_tensors, read_json, read_lines, wr
 from isopath.trace.trajectory import Trajectory
 from isopath.verbs import trace as traced
 
+MEMORY = "memory.safetensors"
 
 def trace(config: Path, out: Path, overrides: Sequence[str] = ()) -> Path:
     """Runs a config in a new run folder and gives the path of its report.
@@ -119,7 +120,9 @@ def show(run: Path) -> None:
 
 
 def _finished(job: Job, path: Trajectory, run: Path) -> Path:
-    """Writes what was found and the report, prints the table."""
+    """Writes what was found, the memory and the report, prints the table."""
+    if job.remember:
+        job.remembered(path.model()).save(run / MEMORY)
     metrics = {**read_json(run / "metrics.json"), **findings(job, path)}
     write_json(run / "metrics.json", metrics)
     if job.title:

@@ -55,11 +55,13 @@ def _everywhere(
     """
 
 
-def _traced(weights: str | None = None) -> None:
+def _traced(weights: str | None = None, remember: Mapping[str, Task] | None = None) -> None:
     """The keys beside the arguments of `isopath.trace`.
 
     Args:
         weights: a safetensors file with the model's state dict, or a run folder for the last waypoint in it.
+        remember: tasks by name that the memory in `keep:` takes in at the end, as the network does them then: it is
+            `memory.safetensors` in the run folder, which `isopath.Memory.load` reads in the next config.
     """
 
 

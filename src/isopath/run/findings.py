@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from isopath.evaluate import agreement, evaluate_at
+from isopath.geometry.estimated import kept_by
 from isopath.geometry.kinds import metric_of
+from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference, References
 from isopath.objectives import Task, sparsity
 from isopath.run.job import Job
+from isopath.trace.direction import NaturalGradient
 from isopath.trace.tracer import bind
 from isopath.trace.trajectory import Trajectory
 
@@ -24,7 +27,8 @@ def findings(job: Job, path: Trajectory) -> dict[str, Any]:
     found: dict[str, Any] = {"table": table(job, path)}
     if job.tasks:
         found["along"] = along(path, job.tasks)
-    if job.arguments["keep"] is not None:
+    keep = job.arguments["keep"]
+    if keep is not None and not (isinstance(keep, Memory) and not len(keep)):
         found["spectrum"] = spectrum(job, path)
     if len(path) > 1:
         found["plane"] = plane({"isopath trace": _points(path)})
@@ -56,6 +60,7 @@ def _scores(path: Trajectory, theta: Tensor, tasks: Mapping[str, Task]) -> list[
 def _agreement(job: Job, path: Trajectory, start: Tensor, end: Tensor) -> float | None:
     """How often the two predict the same class on the kept inputs; `None` where outputs are no classes."""
     keep = job.arguments["keep"]
+    keep = keep.references() if isinstance(keep, Memory) else keep
     parts: Sequence[Reference] = keep.parts if isinstance(keep, References) else [] if keep is None else [keep]
     if not parts or any(part.divergence in ("bernoulli", "squared_error", "cosine") for part in parts):
         return None
@@ -71,11 +76,15 @@ def along(path: Trajectory, tasks: Mapping[str, Task]) -> dict[str, Any]:
 
 
 def spectrum(job: Job, path: Trajectory, count: int = 50) -> list[float]:
-    """The metric's largest eigenvalues at the end, on the rows that steered the path."""
-    theta, direction = path.point(), job.arguments["direction"]
+    """The metric's largest eigenvalues at the end, on the rows that steered the path, or of kept curvature."""
+    theta, direction, keep = path.point(), job.arguments["direction"], job.arguments["keep"]
     kind = getattr(direction, "metric", "kronecker")
-    batches = bind(job.arguments["keep"], path.network, job.arguments["seed"]).batches
-    metric = metric_of("kronecker" if kind == "identity" else kind, path.network, theta, batches)
+    found = kept_by if isinstance(keep, Memory) else bind
+    kept = found(keep, path.network, job.arguments["seed"])
+    if kept.curvatures:
+        metric = NaturalGradient().frame(path.network, theta, kept.batches, kept.curvatures).metric
+    else:
+        metric = metric_of("kronecker" if kind == "identity" else kind, path.network, theta, kept.batches)
     return [value for value in metric.spectrum(count).tolist() if value > 0]
 
 

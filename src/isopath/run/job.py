@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.geometry.memory import Memory
 from isopath.objectives import Objective, Task, as_objective
 from isopath.run.config import Tree, inside
 from isopath.run.data import Data
 from isopath.run.names import ConfigError, found
 from isopath.storage import DamagedFile, load_weights, read_json
 
-BESIDES = ("weights", "evaluate", "title", "device", "directory")
+BESIDES = ("weights", "remember", "evaluate", "title", "device", "directory")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,11 +30,13 @@ class Job:
         arguments: of `isopath.trace`.
         tasks: to score, by name.
         title: of the report; empty for the run's name.
+        remember: tasks that the memory takes in at the end, by name.
     """
 
     arguments: dict[str, Any]
     tasks: dict[str, Task]
     title: str
+    remember: dict[str, Task]
 
     @classmethod
     def of(cls, tree: Mapping[str, Tree]) -> Job:
@@ -53,7 +56,30 @@ class Job:
             for key in ("trainable", "direction", "corrector", "controller"):
                 arguments[key] = built(tree[key], key, device)
             tasks = built(tree["evaluate"] or {}, "evaluate", device)
-        return cls(arguments, tasks, tree["title"] or "")
+            remember = built(tree["remember"] or {}, "remember", device)
+            _check_remembered(remember, arguments["keep"])
+        return cls(arguments, tasks, tree["title"] or "", remember)
+
+    def remembered(self, model: nn.Module) -> Memory:
+        """The memory that was kept, with the config's tasks as a model does them."""
+        memory: Memory = self.arguments["keep"]
+        for name, task in self.remember.items():
+            head: Any = task.outputs  # no slice: a file would not hold it
+            memory = memory.remember(model, task.x, task.y, name, head, self.arguments["trainable"])
+        return memory
+
+
+def _check_remembered(tasks: Mapping[str, Task], keep: Any) -> None:
+    """Raises `ConfigError` for what a memory could not take in, before anything is run."""
+    if tasks and not isinstance(keep, Memory):
+        raise ConfigError("remember: adds to a memory, and keep: is none; an empty one keeps nothing yet: keep: "
+                          "{class_path: Memory, init_args: {examples: 200}}")  # fmt: skip
+    for name, task in tasks.items():
+        if name in {old.name for old in keep.tasks}:
+            raise ConfigError(f"remember: the memory has a task {name!r} already; give this one another name")
+        if not isinstance(task.outputs, str | int | None):
+            raise ConfigError(f"remember.{name}: a file holds no head that is a slice or a function; let the model "
+                              "return a mapping or a tuple, and name the head's key or index in outputs:")  # fmt: skip
 
 
 def built(value: Tree, where: str, device: torch.device) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 from isopath.run.hints import said
 
-TOP = ("Reference", "Task", "Robust", "Sparsity", "Toward", "Diversity", "NaturalGradient", "NullSpace", "Penalised")
+TOP = ("Reference", "Memory", "Task", "Robust", "Sparsity", "Toward", "Diversity", "NaturalGradient", "NullSpace",
+       "Penalised")  # fmt: skip
 SHORT: dict[str, str] = {
     **dict.fromkeys(TOP, "isopath"),
     **dict.fromkeys(("GaussNewton", "Multiplier", "Recovery", "Backtracking"), "isopath.trace"),
