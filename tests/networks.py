@@ -125,6 +125,19 @@ class Named(nn.Module):
         return {"hidden": features, "logits": self.body(features) * scale}
 
 
+class Heads(nn.Module):
+    """Two heads, of which one is kept: what leads to the other alone is run and has no curvature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.embedding, self.norm, self.other = nn.Embedding(6, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, features: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        hidden = self.body(features).tanh()
+        return {"logits": self.head(hidden), "other": self.other(self.norm(hidden + self.embedding(ids)))}
+
+
 class Tokens(nn.Module):
     """Outputs (N, T, C), of which a mask counts some."""
 
@@ -172,6 +185,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "raw": lambda: Case(Raw().double(), x(ROWS, 4)),
     "lstm": lambda: Case(Recurrent().double(), x(ROWS, 3, 3)),
     "named": lambda: Case(Named().double(), {"features": x(ROWS, 4), "scale": x(ROWS, 1, seed=2)}),
+    "heads": lambda: Case(Heads().double(), {"features": x(ROWS, 4), "ids": torch.tensor([0, 3, 1, 3, 5])}),
     "tokens": tokens,
     "weighted": weighted,
     "frozen": lambda: Case(frozen(), x(ROWS, 4)),

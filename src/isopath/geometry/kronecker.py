@@ -199,7 +199,7 @@ class Moments:
 
     def loose(self) -> tuple[tuple[slice, Tensor], ...]:
         """The diagonal of every parameter that no block covers: zero where no output reads it."""
-        covered = {name for layer in self.layers.values() for name in (layer.weight, layer.bias)}
+        covered = {name for layer in self._seen() for name in (layer.weight, layer.bias)}
         device, dtype = self.space.device, self.space.dtype
         return tuple(
             (self.slices[name], self.diagonal.get(name, torch.zeros(size, dtype=dtype, device=device)))
@@ -209,7 +209,11 @@ class Moments:
 
     def blocks(self, shrinkage: float, rank: int | None = None) -> list[Block | Lookup]:
         """The layers' factors in their eigenbases."""
-        return [block for layer in self.layers.values() for block in self._blocks(layer, shrinkage, rank)]
+        return [block for layer in self._seen() for block in self._blocks(layer, shrinkage, rank)]
+
+    def _seen(self) -> list[_Layer]:
+        """The layers that the outputs see: another task's head is run too, and nothing comes back from it."""
+        return [layer for layer in self.layers.values() if layer.outputs]
 
     def _blocks(self, layer: _Layer, shrinkage: float, rank: int | None) -> list[Block | Lookup]:
         weight = self.slices[layer.weight] if layer.weight else None
