@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 import isopath as ip
 from isopath.run.data import digits
+from isopath.trace import Multiplier
 
 
 class Heads(nn.Module):
@@ -35,7 +36,7 @@ memory = ip.Memory(examples=0, factors=True).remember(model, data.inputs, data.l
 model.heads["loop"] = nn.Linear(64, 2)  # the memory knows nothing of it: it is free to move
 loops = torch.isin(data.labels, torch.tensor([0, 6, 8, 9])).long()
 task = ip.Task(data.inputs, loops, outputs="loop")
-path = ip.trace(model, keep=memory, objective=task, tolerance=0.01, max_steps=300)
+path = ip.trace(model, keep=memory, objective=task, max_steps=300, corrector=Multiplier(rate=1e-2))
 
 answers = torch.isin(test.labels, torch.tensor([0, 6, 8, 9])).long()
 print(path)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import CONFIG, DIGITS, NEW, isopath
 
 import isopath as ip
 from isopath.run.config import resolve
 from isopath.run.data import digits
 from isopath.run.job import Job
 from isopath.run.names import ConfigError
+from runs import CONFIG, DIGITS, NEW, isopath
 
 
 def task(data: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -273,6 +274,27 @@ def test_momentum_is_the_running_mean_of_the_gradients_on_the_way():
         mean = gradient if mean is None else 0.5 * mean + 0.5 * gradient
         torch.testing.assert_close(after.momentum, mean)
         torch.testing.assert_close(after.theta - before.theta, -mean * (after.step_length / mean.norm()))
+
+
+def test_a_momentum_that_leads_nowhere_is_dropped_and_the_gradient_tried_at_the_rate_of_before():
+    scales = torch.logspace(0, 4, 51).double()
+
+    def bowl(net, theta):
+        return 0.5 * (scales * theta.square()).sum()
+
+    tracer = Tracer.of(Network(mlp()), None, bowl, direction=ip.NaturalGradient(momentum=0.9))
+    state = tracer.step(tracer.start())
+    assert state.accepted
+    gradient = scales * state.theta
+    across = torch.zeros_like(gradient)  # almost at a right angle to the gradient, where the bowl is steepest
+    across[-1], across[-2] = -gradient[-2], gradient[-1]
+    state = replace(state, momentum=1e3 * across, rate=1e-4, stride=1, ready=None)
+    refused = tracer.step(state)
+    assert not refused.accepted and refused.why == "objective"
+    assert refused.momentum is None and refused.rate == state.rate
+    again = tracer.step(refused)
+    assert again.accepted and again.step == state.step + 1
+    torch.testing.assert_close(again.theta, state.theta - again.step_length * gradient / gradient.norm())
 
 
 # --- large and streamed references ------------------------------------------------------------------------------------

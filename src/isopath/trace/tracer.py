@@ -218,6 +218,8 @@ class Tracer:
             ready=first if first is not None or taken else ready,
         )
         if not taken:
+            if past is not None:  # it leads up by now: the gradient alone is tried, at the rate of before
+                state = replace(state, momentum=None, ready=None, rate=rate)
             return self._rejected(state, "objective")
         state = self._judged(state, theta, past, rate, taken)
         return replace(state, watched=watched) if state.accepted else state
@@ -359,9 +361,7 @@ class Tracer:
         if state.rejected < self.controller.patience and state.step_length > smallest:
             return self._checked_budget(state)
         if state.why == "drift":
-            return self._ended(
-                state, "step_too_small", "drift", length=state.step_length, tolerance=self.tolerance
-            )
+            return self._ended(state, "step_too_small", "drift", length=state.step_length, tolerance=self.tolerance)
         return self._ended(state, "stationary", "objective")
 
     def _ended(self, state: State, status: Status, key: str, **values: object) -> State:
