@@ -80,7 +80,7 @@ DRIFTING: dict[str, Grid] = {
     "der++": [*({"rate": r, "alpha": 1.0, "beta": 1.0} for r in (0.1, 0.03)),
               {"rate": 0.1, "alpha": 1.0, "beta": 1.0, **PLAIN}, {"rate": 0.2, "alpha": 1.0, "beta": 0.5, **PLAIN},
               {"rate": 0.2, "alpha": 1.0, "beta": 1.0}],
-    "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
+    "penalty": [g for s in (1.0, 10.0) for g in rates((0.02,), strength=s)],  # the rate of the class-incremental grid
     "kronecker posterior": [{"rate": 0.1, **FINER, "merge": True}],  # the settings of isopath's own choice stand in
     "isopath": [{"rate": r, **FINER} for r in (0.1, 0.05, 0.2)],
     "isopath, examples": kept((0.1,), (1.0, 3.0), factors=False),
