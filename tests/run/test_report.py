@@ -258,7 +258,7 @@ def test_one_attempt_and_none_accepted(tmp_path: Path) -> None:
             zip(attempts(3), ("drift", "objective", "objective"), (1.0, 2.0, math.nan))]  # fmt: skip
     page = page_of(write_run(tmp_path / "none", rows))
     assert sorted(trace["name"] for trace in traces(page)) == ["rejected: drift (1)", "rejected: objective (2)"]
-    assert "0 of 3 attempts" in page
+    assert "steps, in 0 of 3 attempts" in page
     assert traces(page)[0]["marker"]["symbol"] == ["x-thin", "triangle-up"], "no objective: beyond every scale"
 
 

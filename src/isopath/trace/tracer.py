@@ -218,7 +218,7 @@ class Tracer:
             ready=first if first is not None or taken else ready,
         )
         if not taken:
-            if past is not None:  # it leads up by now: the gradient alone is tried, at the rate of before
+            if past is not None:  # a momentum that leads nowhere: the gradient alone is next, at the rate of before
                 state = replace(state, momentum=None, ready=None, rate=rate)
             return self._rejected(state, "objective")
         state = self._judged(state, theta, past, rate, taken)
