@@ -75,6 +75,27 @@ def test_a_step_of_plain_descent_is_the_closed_form(options):
     assert torch.allclose(point(model) - before, step, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("checked", [False, True])
+def test_steps_that_are_steered_together_are_the_base_optimisers_and_then_the_metrics_solution_of_their_sum(checked):
+    model, plain = mlp(), mlp()
+    memory = ip.Memory(examples=0, factors=True).remember(model, X)
+    metric, start = memory.tasks[0].curvature.metric(Network(model).space), point(model)
+    base = torch.optim.SGD(model.parameters(), 0.5, momentum=0.9)
+    # the pull of where the task was left is zero, and held for ten steps
+    optimizer = ip.optim.Invariant(base, model, memory, tolerance=None, damping=0.3, renew=10, steer_every=4)
+    trained(plain, torch.optim.SGD(plain.parameters(), 0.5, momentum=0.9), 3 if checked else 4)
+    trained(model, optimizer, 3)
+    if checked:  # what is left over is steered before it is measured
+        assert not torch.equal(point(model), start)
+        optimizer.check()
+    else:
+        trained(model, optimizer, 1)
+    damping = 0.3 * metric.trace() / metric.dimension
+    step = damping * metric.solve(point(plain) - start, damping)
+    assert torch.allclose(point(model) - start, step, rtol=1e-9, atol=1e-12)
+    assert (point(model) - start).norm() < 0.9 * (point(plain) - start).norm()
+
+
 def test_kept_outputs_move_less_than_under_the_base_optimiser_at_the_same_loss():
     drifts, losses = [], []
     for keep in (False, True):
@@ -119,9 +140,9 @@ def test_a_break_of_the_tolerance_is_rolled_back(keep, norm):
     lambda p: torch.optim.AdamW(p, 0.01),
     lambda p: torch.optim.RMSprop(p, 0.01),
 ])  # fmt: skip
-@pytest.mark.parametrize("stop", [1, 12, 15])
+@pytest.mark.parametrize("stop, every", [(1, 1), (12, 1), (15, 1), (14, 5)])
 @pytest.mark.parametrize("keep", ["factors", "examples", "drawn", "reference"])
-def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep, stop):
+def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(base, keep, stop, every):
     options = {"factors": {"examples": 0, "factors": True}, "drawn": {"examples": 400, "choose": "drawn"}}.get(
         keep, {"examples": 40}
     )
@@ -132,7 +153,7 @@ def test_a_loop_that_is_broken_off_ends_where_the_unbroken_one_does_to_the_bit(b
         if state is not None:
             model.load_state_dict(state)
         return model, ip.optim.Invariant(
-            base(model.parameters()), model, memory, tolerance=0.05, check_every=4, refresh=6
+            base(model.parameters()), model, memory, tolerance=0.05, check_every=4, refresh=6, steer_every=every
         )
 
     whole, optimizer = fresh()
@@ -210,8 +231,9 @@ def test_mistakes_are_named():
         ip.optim.Invariant(torch.optim.SGD(model[0].parameters(), 0.1), model, memory)
     with pytest.raises(ValueError, match="the memory is of another network"):
         ip.optim.Invariant(torch.optim.SGD(other.parameters(), 0.1), other, memory)
-    with pytest.raises(ValueError, match="strength must be >= 0"):
-        ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, renew=0)
+    for option in ("renew", "steer_every"):
+        with pytest.raises(ValueError, match="strength must be >= 0"):
+            ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, **{option: 0})
 
 
 def test_in_mixed_precision_drift_is_measured_in_float32():

@@ -56,6 +56,7 @@ class Kept(Learner):
         self.optimizer = ip.optim.Invariant(
             self.optimizer, self.model, self.memory, tolerance=None, strength=self.settings["strength"],
             damping=self.settings["damping"], refresh=200, renew=self.settings.get("renew", 1), batch_size=self.batch,
+            steer_every=self.settings.get("steer_every", 1),
         )  # fmt: skip
 
     def loss(self, x: Tensor, y: Tensor) -> Tensor:

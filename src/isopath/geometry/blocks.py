@@ -26,7 +26,7 @@ class Block:
     input_vectors: Tensor  # (groups, i, ra)
     output_values: Tensor
     output_vectors: Tensor  # (groups, o, rb)
-    shrinkage: tuple[Tensor, Tensor] | None = None  # of the inputs' factor and the outputs', (groups, 1, 1) each
+    shrinkage: tuple[Tensor | None, Tensor] | None = None  # of inputs (or none) and outputs, (groups, 1, 1)
     corrected: Tensor | None = None  # (groups, rb, ra) eigenvalues in place of the products b a (EKFAC)
     window: Window | None = None  # of a factor that is split
 
@@ -41,6 +41,8 @@ class Block:
         if self.shrinkage is None:
             return b * a if self.corrected is None else self.corrected
         low_a, low_b = self.shrinkage
+        if low_a is None:
+            return (b + low_b) * a if self.corrected is None else self.corrected + low_b * a
         if self.corrected is None:
             return (b + low_b) * (a + low_a)
         return self.corrected + low_b * a + low_a * b + low_a * low_b
@@ -52,17 +54,22 @@ class Block:
         a, b = self.input_values.sum(-1), self.output_values.sum(-1)
         total = (a * b).sum()
         if self.shrinkage is not None:
-            low_a, low_b = (low.flatten() for low in self.shrinkage)
+            low_a, low_b = (0.0 if low is None else low.flatten() for low in self.shrinkage)
             total = ((b + outputs * low_b) * (a + inputs * low_a)).sum()
         return total if self.corrected is None else total + self.corrected.sum() - (a * b).sum()
 
-    def _corners(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _corners(self, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """function((B + bI) ⊗ (A + aI)) on the grid {stored, rest} x {stored, rest}, each less what it rests on.
 
         Off the stored directions a factor's eigenvalue is its shrinkage alone, so nothing of size o² or i² appears.
+        Where the inputs' factor is not shrunk nothing is left along the outputs alone: `None` saves two products.
         """
         assert self.shrinkage is not None
         low_a, low_b = self.shrinkage
+        if low_a is None:
+            rest = function(torch.zeros_like(low_b))
+            along_a = function(self.input_values.unsqueeze(-2) * low_b) - rest
+            return rest, along_a, None, function(self._grid()) - rest - along_a
         a, b = self.input_values.unsqueeze(-2) + low_a, self.output_values.unsqueeze(-1) + low_b
         rest = function(low_a * low_b)
         along_a, along_b = function(a * low_b) - rest, function(b * low_a) - rest
@@ -97,7 +104,9 @@ class Block:
         mixed = vectors @ (along_both * (vectors.mT @ right)) + along_a * right
         for (part, columns), (written, _) in zip(parts, self._parts(out)):
             torch.mul(part, rest, out=written)
-            written.baddbmm_(vectors, along_b * (vectors.mT @ part)).baddbmm_(mixed, columns.mT)
+            if along_b is not None:
+                written.baddbmm_(vectors, along_b * (vectors.mT @ part))
+            written.baddbmm_(mixed, columns.mT)
 
     def quadratic(self, v: Tensor) -> Tensor:
         """vᵀ((B + bI) ⊗ (A + aI))v on this layer's part, a scalar."""
@@ -112,7 +121,8 @@ class Block:
         )
         for part, _ in parts:
             total = total + (rest.flatten() * torch.linalg.vector_norm(part, dim=(1, 2)).square()).sum()
-            total = total + (along_b * (vectors.mT @ part).square()).sum()
+            if along_b is not None:
+                total = total + (along_b * (vectors.mT @ part).square()).sum()
         return total
 
 

@@ -97,7 +97,7 @@ class Factors:
         if floor is not None and "corrected" not in tensors and tensors["output_vectors"].shape[-1] == self.outputs:
             tensors["output_values"] = tensors["output_values"] + floor.unsqueeze(-1)  # no direction is missing
         elif floor is not None and not grown:  # outputs that were added must stay free
-            low = (torch.zeros_like(floor)[:, None, None], floor[:, None, None])
+            low = (None, floor[:, None, None])
         if window is not None:
             window = (*window[:2], window[2] + grown, window[3])
         elif grown:

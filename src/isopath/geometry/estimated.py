@@ -80,9 +80,9 @@ class Estimated:
         """Of the drift, G_t(θ - θ_t)."""
         return self._outputs.mv(theta - self.centre)
 
-    def pull(self, theta: Tensor) -> Tensor:
-        """The same with what the metric holds besides."""
-        return self.metric.mv(theta - self.centre)
+    def pull(self, theta: Tensor, away: Tensor, out: Tensor) -> Tensor:
+        """The same with what the metric holds besides, in `out`; `away` is written over."""
+        return self.metric.mv(torch.sub(theta, self.centre, out=away), out)
 
     def whole_drift(self, theta: Tensor) -> float:
         """½(θ - θ_t)ᵀG_t(θ - θ_t)."""

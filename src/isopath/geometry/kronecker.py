@@ -69,21 +69,21 @@ class Kronecker:
         """P."""
         return self.space.dimension
 
-    def mv(self, v: Tensor) -> Tensor:
-        """G v."""
-        return self._apply(v, lambda values: values)
+    def mv(self, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """G v; written into `out`, another contiguous vector, where one is given."""
+        return self._apply(v, lambda values: values, out)
 
-    def solve(self, b: Tensor, damping: float) -> Tensor:
-        """(G + damping I)⁻¹ b, exactly."""
+    def solve(self, b: Tensor, damping: float, out: Tensor | None = None) -> Tensor:
+        """(G + damping I)⁻¹ b, exactly; written into `out`, another contiguous vector, where one is given."""
         if not damping > 0:
             raise ValueError(f"the Kronecker metric needs damping > 0 (G is singular), got {damping}")
-        return self._apply(b, lambda values: 1 / (values + damping))
+        return self._apply(b, lambda values: 1 / (values + damping), out)
 
-    def _apply(self, v: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    def _apply(self, v: Tensor, function: Callable[[Tensor], Tensor], out: Tensor | None = None) -> Tensor:
         """function(G) v."""
         if v.shape != (self.dimension,):
             raise ValueError(f"a tangent has shape {tuple(v.shape)}, expected ({self.dimension},)")
-        v, out = v.contiguous(), torch.empty_like(v, memory_format=torch.contiguous_format)
+        v, out = v.contiguous(), torch.empty_like(v, memory_format=torch.contiguous_format) if out is None else out
         for place, values in self.diagonal:
             torch.mul(v[place], function(values), out=out[place])
         for block in self.blocks:

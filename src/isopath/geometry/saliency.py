@@ -59,15 +59,17 @@ def _block(block: Block, out: Tensor, function: Callable[[Tensor], Tensor]) -> N
     squares = block.output_vectors.square()
     if block.shrinkage is None:
         rest = function(torch.zeros((), dtype=out.dtype, device=out.device))
-        along_a = along_b = torch.zeros_like(rest)
+        along_a = along_b = None
         along_both = function(block._grid()) - rest
     else:
         rest, along_a, along_b, along_both = block._corners(function)
     for written, columns in block._parts(out):
         inputs = columns.square().mT
         found = rest + squares @ along_both @ inputs
-        if block.shrinkage is not None:
-            found = found + along_a @ inputs + squares @ along_b
+        if along_a is not None:
+            found = found + along_a @ inputs
+        if along_b is not None:
+            found = found + squares @ along_b
         written.copy_(found)
 
 

@@ -6,7 +6,6 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,12 +14,11 @@ from torch.optim import Optimizer
 
 from isopath.arguments import check_kind, check_module
 from isopath.geometry.curvature import Curvature
-from isopath.geometry.divergence import divergence_of
-from isopath.geometry.estimated import Estimated
+from isopath.geometry.kronecker import Kronecker
 from isopath.geometry.memory import Memory
-from isopath.geometry.metric import Metric
 from isopath.geometry.reference import Reference, References
 from isopath.network import Network
+from isopath.optim.pull import Curved, Rows, pulls
 from isopath.space import Trainable
 
 DAMPING = 1.0  # of the metric, in its mean eigenvalues
@@ -54,6 +52,9 @@ class Invariant(Optimizer):
         refresh: steps between two builds of the metric, where it comes from kept rows.
         renew: steps between two products with kept curvature, G_t(θ - θ_t), whose cost grows with the number of tasks.
             A step changes them little, unless the strength or the rate is very large.
+        steer_every: steps of the base optimiser that are steered together: (I + G/μ)⁻¹ of their sum. On a small network
+            a solve costs as much as a step does. In between the weights are where the base optimiser puts them: call
+            `check` before you read them.
         batch_size: kept rows per step.
         trainable: as for `trace`; all parameters that require a gradient by default.
         seed: of the batches.
@@ -66,7 +67,7 @@ class Invariant(Optimizer):
     def __init__(
         self, base: Optimizer, model: nn.Module, keep: Memory | Reference | References, tolerance: float | None = 0.01,
         strength: float = 1.0, damping: float = DAMPING, check_every: int = 100, refresh: int = 50,
-        renew: int = 1, batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
+        renew: int = 1, steer_every: int = 1, batch_size: int = 64, trainable: Trainable = None, seed: int = 0,
     ) -> None:  # fmt: skip
         check_kind(base, Optimizer, "base", "the arguments are Invariant(base, model, keep)")
         check_module(model, "model", "the arguments are Invariant(base, model, keep)")
@@ -77,10 +78,10 @@ class Invariant(Optimizer):
         if dtypes & {torch.float16, torch.bfloat16}:
             raise ValueError("the parameters are in 16 bits, in which a metric cannot be solved; keep them in float32 "
                              "and run the model under torch.autocast")  # fmt: skip
-        if strength < 0 or not damping > 0 or min(check_every, refresh, renew) < 1:
+        if strength < 0 or not damping > 0 or min(check_every, refresh, renew, steer_every) < 1:
             raise ValueError(
-                f"strength must be >= 0, damping > 0, check_every, refresh and renew >= 1, got {strength}, {damping}, "
-                f"{check_every}, {refresh} and {renew}"
+                "strength must be >= 0, damping > 0, check_every, refresh, renew and steer_every >= 1, got "
+                f"{strength}, {damping}, {check_every}, {refresh}, {renew} and {steer_every}"
             )
         if inspect.signature(base.step).parameters["closure"].default is inspect.Parameter.empty:
             raise ValueError(
@@ -95,14 +96,16 @@ class Invariant(Optimizer):
         self.state = base.state
         self.tolerance, self.strength, self.damping = tolerance, strength, damping
         self.check_every, self.refresh, self.renew, self.batch_size = check_every, refresh, renew, batch_size
-        self.seed = seed
+        self.steer_every, self.seed = steer_every, seed
         self.steps = self.rollbacks = 0
         self._model = model
-        self._curved, self._rows, self._told = _pulls(keep, self.network, seed)
-        self._metric: Metric | None = None
+        self._curved, self._rows, self._told = pulls(keep, self.network, seed)
+        self._metric: Kronecker | None = None
         self._damping = 1.0
         self._scratch: dict[int, Tensor] = {}
         self._held: Tensor | None = None  # the pull of kept curvature, as it was last computed
+        self._steered: Tensor | None = None  # where the last steering left the weights, if they have moved since
+        self._unsteered = 0  # steps since then
         self._build()
         self._anchor = self._saved()
 
@@ -127,15 +130,24 @@ class Invariant(Optimizer):
         if self._metric is None:
             self.base.step()
         else:
-            before = self._point(self._buffer(0))
-            self._add(self._pull(before))
+            here = self._point(self._buffer(3 if self._unsteered else 0))
+            self._steered = self._steered if self._unsteered else here
+            self._add(self._pull(here))
             self.base.step()
-            step = self._point(self._buffer(1)).sub_(before)
-            self._write(before.add_(self._metric.solve(step, self._damping), alpha=self._damping))
+            self._unsteered += 1
+            if self._unsteered >= self.steer_every:
+                self._steer()
         self.steps += 1
         if self.steps % self.check_every == 0:
             self.check()
         return loss
+
+    def _steer(self) -> None:
+        """Steers what the base optimiser has moved since the last time."""
+        if self._metric is not None and self._steered is not None:
+            before, step = self._steered, self._point(self._buffer(1)).sub_(self._steered)
+            self._write(before.add_(self._metric.solve(step, self._damping, self._buffer(2)), alpha=self._damping))
+        self._steered, self._unsteered = None, 0
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the base optimiser's."""
@@ -147,13 +159,17 @@ class Invariant(Optimizer):
             self._held = self._summed(self._curved, theta)
         return self._summed(self._rows, theta).add_(self._held) if self._rows else self._held
 
-    def _summed(self, pulls: Sequence[_Rows | _Curved], theta: Tensor) -> Tensor:
+    def _summed(self, pulls: Sequence[Rows | Curved], theta: Tensor) -> Tensor:
         total = torch.zeros_like(theta)
         for pull in pulls:
-            total.add_(pull.gradient(theta, self.steps, self.batch_size), alpha=self.strength * pull.weight)
+            if isinstance(pull, Curved):
+                found = pull.estimate.pull(theta, self._buffer(1), self._buffer(2))
+            else:
+                found = pull.gradient(theta, self.steps, self.batch_size)
+            total.add_(found, alpha=self.strength * pull.weight)
         return total
 
-    def _judges(self) -> list[_Rows | _Curved]:
+    def _judges(self) -> list[Rows | Curved]:
         """What speaks for each task: its rows, or else its curvature."""
         return [*self._told, *(pull for pull in self._curved if not pull.measured)]
 
@@ -196,6 +212,7 @@ class Invariant(Optimizer):
 
         Call it at the end of training. Returns the drift of the weights that stay.
         """
+        self._steer()
         drift = self.drift()
         if self.tolerance is None or drift <= self.tolerance:
             self._anchor = self._saved()
@@ -222,7 +239,7 @@ class Invariant(Optimizer):
         return torch.cat([p.detach().reshape(-1) for p in self._parameters], out=out)
 
     def _buffer(self, index: int) -> Tensor:
-        """One of two vectors of P that every step writes over: fresh memory of that size costs more than the sums."""
+        """One of a few vectors of P that every step writes over: fresh memory of that size costs more than the sums."""
         if index not in self._scratch:
             self._scratch[index] = torch.empty_like(self.network.start)
         return self._scratch[index]
@@ -258,6 +275,7 @@ class Invariant(Optimizer):
         """The base optimiser's state and its own."""
         own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
         own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": self._held}
+        own |= {"steered": None if self._steered is None else self._steered.clone(), "unsteered": self._unsteered}
         return {**self.base.state_dict(), "invariant": own}
 
     @torch.no_grad()
@@ -275,6 +293,8 @@ class Invariant(Optimizer):
         self._build(buffers)
         self._write(now)
         self.strength, self._held = own["strength"], own["held"]
+        steered, self._unsteered = own["steered"], own["unsteered"]
+        self._steered = None if steered is None else self._buffer(0).copy_(steered)
 
 
 def _with_groups(state: dict[str, Any], base: Optimizer) -> dict[str, Any]:
@@ -291,103 +311,3 @@ def _same_parameters(base: Optimizer, parameters: Sequence[Tensor]) -> None:
             f"the base optimiser must hold the parameters that are trained and no others: {missing} of the model's are "
             f"missing from it and {foreign} are not the model's; build it from the same model, or use trainable="
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Curved:
-    """A task of which the curvature is kept."""
-
-    estimate: Estimated
-    weight: float
-    measured: bool  # rows are kept too, and its drift is theirs
-
-    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
-        """G(θ - θ_t)."""
-        return self.estimate.pull(theta)
-
-    def drift(self, theta: Tensor) -> float:
-        """½(θ - θ_t)ᵀG(θ - θ_t)."""
-        return self.estimate.whole_drift(theta)
-
-
-class _Rows:
-    """A task of which rows are kept, with their outputs."""
-
-    def __init__(self, reference: Reference, weight: float, network: Network, seed: int) -> None:
-        self.reference, self.weight, self.network, self.seed = reference, weight, network, seed
-        kept = reference.outputs
-        if kept is None:  # as the model is now: later it will be another, and its statistics too
-            kept = torch.cat([batch.kept for batch in reference.whole(network, network.start).batches])
-        self.bind(kept)
-
-    def bind(self, outputs: Tensor) -> None:
-        """Takes the outputs to keep."""
-        self.outputs = outputs
-        self.reference = replace(self.reference, outputs=outputs)
-        self.kept = self.reference.bind(self.network, self.network.start, self.seed)
-
-    def gradient(self, theta: Tensor, step: int, size: int) -> Tensor:
-        """∇D on the batch of a step."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        reference, size = self.reference, min(size, len(self.reference))
-        weights = reference.weights
-        if weights is None or bool(weights.max() <= 1.01 * weights.min()):  # shares of tasks differ by a row
-            rows = torch.randint(len(reference), (size,), generator=generator)
-        else:  # drawn by weight and counted alike: a small batch weighed by its own sum would lean to the light rows
-            rows = torch.multinomial(weights.cpu(), size, replacement=True, generator=generator)
-            reference = replace(reference, weights=None)
-        with torch.enable_grad():
-            return reference._part(self.network, self.kept.start, rows).gradient(theta)
-
-    def drift(self, theta: Tensor) -> float:
-        """D on all rows."""
-        return self.kept.whole_drift(theta)
-
-
-def _pulls(
-    keep: Memory | Reference | References, network: Network, seed: int
-) -> tuple[list[_Curved], list[_Rows], list[_Rows]]:
-    """What holds the weights, each with the weight that makes its divergence count as nats do; then what each task's
-    drift is measured on."""
-    if not isinstance(keep, Memory):
-        parts = keep.parts if isinstance(keep, References) else (keep,)
-        held = [_Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
-        return [], held, held
-    scale = _scale(keep.divergence)
-    with_rows = [task for task in keep.tasks if task.outputs is not None]
-    told = [_Rows(part, task.weight / scale, network, seed + i)
-            for i, (task, part) in enumerate(zip(with_rows, keep.references(network.space.device).parts))]  # fmt: skip
-    drawn = [rows for task, rows in zip(with_rows, told) if task.sketch is not None]
-    held = [rows for rows in told if rows not in drawn] + _together(drawn, network, seed)
-    curved = []
-    for task in keep.tasks:
-        if task.curvature is not None:
-            weight = (1.0 if keep.merge else task.weight) / scale
-            measured = bool(with_rows) if keep.merge else task.outputs is not None
-            curved.append(_Curved(Estimated.of(task, network), weight, measured))
-    return curved, held, told
-
-
-def _together(parts: Sequence[_Rows], network: Network, seed: int) -> list[_Rows]:
-    """Those of one head as one, each with its weight: a step then passes once over a batch of them all."""
-    found, left = [], list(parts)
-    while left:
-        same = [rows for rows in left if _alike(rows.reference, left[0].reference)]
-        left = [rows for rows in left if rows not in same]
-        references = [rows.reference for rows in same]
-        inputs, outputs = (torch.cat([getattr(r, key) for r in references]) for key in ("inputs", "outputs"))
-        weights = torch.cat([torch.full((len(rows.reference),), rows.weight / len(rows.reference)) for rows in same])
-        whole = replace(references[0], inputs=inputs, outputs=outputs, weights=weights)
-        found.append(_Rows(whole, sum(rows.weight for rows in same), network, seed))
-    return found
-
-
-def _alike(a: Reference, b: Reference) -> bool:
-    """Whether rows of both fit one batch."""
-    shapes = [(r.inputs.shape[1:], r.inputs.dtype, r.outputs.shape[1:]) for r in (a, b) if r.outputs is not None]
-    return a.output == b.output and shapes[0] == shapes[-1]
-
-
-def _scale(divergence: Any) -> float:
-    """The curvature of a softmax divergence in units of that of the log-likelihood."""
-    return float(getattr(divergence_of(divergence), "scale", 1.0))
