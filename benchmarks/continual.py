@@ -146,7 +146,7 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "er": rates((0.1, 0.03, 0.01)), "a-gem": rates(MID),
         "der++": [g for a, b in ((0.2, 1.0), (0.5, 0.5)) for g in rates((0.1, 0.03), alpha=a, beta=b)],
         "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
-        "isopath": curved((0.1, 0.03)),
+        "kronecker posterior": curved((0.1, 0.03), merge=True), "isopath": curved((0.1, 0.03)),
         "isopath, examples": kept((0.1, 0.03), (1.0, 3.0), factors=False),
         "isopath, both": kept((0.1, 0.03), (1.0, 3.0), rank=128),
         "isopath, drawn": [{"rate": r, **DRAWN, "drawn": 10_000, "kept": 128} for r in (0.1, 0.2)]
