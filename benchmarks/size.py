@@ -1,8 +1,10 @@
 """A Kronecker metric at the size of ResNet-18 (11 M) and MiniLM-L6 (22 M), with random weights: time and memory.
 
 Times are ratios within one run: of building, to gradient passes over the same 2,000 inputs; of a step of
-`ip.optim.Invariant`, to one of its base optimiser. The error of G v, of truncated and split factors to whole ones, is
-on 200 inputs. Takes no data; MiniLM's definition takes transformers.
+`ip.optim.Invariant`, to one of its base optimiser, five and five in turns, median to median. The error of G v, of
+truncated and split factors to whole ones, is on 200 inputs. "cnn" and "mlp" are the small networks of
+`benchmarks/protocols.py` for CIFAR-10 (batches of 32) and MNIST (of 128); "together" steers five steps together. Takes
+no data; MiniLM's definition takes transformers.
 
     python -m benchmarks.size --data .
 """
@@ -10,6 +12,7 @@ on 200 inputs. Takes no data; MiniLM's definition takes transformers.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,13 +24,15 @@ from torch import Tensor, nn
 
 import isopath as ip
 from benchmarks.harness import GROUND, RESULTS, arguments, run, table
+from benchmarks.protocols import PROTOCOLS
 from isopath.geometry.curvature import Curvature
 from isopath.network import Network
 
-ROWS, RANK, STEPS, CHECKED = 2000, 128, 12, 200
-RAN = (*GROUND, "optim", *(f"geometry/{name}" for name in ("blocks", "curvature", "factors", "kronecker", "memory",
-       "sweep")))  # fmt: skip
+ROWS, RANK, CHECKED = 2000, 128, 200
+RAN = (*GROUND, "optim", *(f"geometry/{name}" for name in ("blocks", "curvature", "estimated", "factors", "kronecker",
+       "memory", "sweep")))  # fmt: skip
 KINDS = {"truncated": {"rank": RANK}, "default": {}, "split": {"split": 512}}
+TURNS, FIVE = {"resnet18": 9, "minilm": 7, "cnn": 80, "mlp": 80}, 5
 
 
 class Residual(nn.Module):
@@ -71,7 +76,17 @@ def minilm(tokens: int = 32) -> tuple[nn.Module, Any, int]:
     return BertForSequenceClassification(config), {"input_ids": words, "attention_mask": torch.ones_like(words)}, 32
 
 
+def small(protocol: str, *shape: int) -> tuple[nn.Module, Any, int]:
+    """The network of a continual protocol, as many random inputs as are kept, and its batch size."""
+    p = PROTOCOLS[protocol]
+    return p.network(0), torch.rand(CHECKED, *shape), p.size
+
+
 MODELS: dict[str, Callable[[], tuple[nn.Module, Any, int]]] = {"resnet18": resnet18, "minilm": minilm}
+STEPPED = {
+    **MODELS, "minilm": partial(minilm, 96), "cnn": partial(small, "cifar-class", 3, 16, 16),
+    "mlp": partial(small, "permuted-20", 784),
+}  # fmt: skip
 
 
 def _rows(inputs: Any, rows: slice) -> Any:
@@ -117,48 +132,52 @@ def building(name: str, kind: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def stepping(name: str, seed: int) -> dict[str, Any]:
+def stepping(name: str, together: int, seed: int) -> dict[str, Any]:
     """The time of a steered step by that of a plain one, factors of one task truncated; building apart.
 
     Texts have 96 tokens here.
     """
     torch.manual_seed(seed)
-    model, inputs, size = minilm(96) if name == "minilm" else MODELS[name]()
-    labels = torch.randint(4, (size,))
-    batch = _rows(inputs, slice(0, size))
+    model, inputs, size = STEPPED[name]()
+    labels, batch = torch.randint(4, (size,)), _rows(inputs, slice(0, size))
     memory = ip.Memory(examples=0, factors=True, rank=RANK, divergence="kl")
-    memory = memory.remember(model, _rows(inputs, slice(0, 200)))
+    memory = memory.remember(model, _rows(inputs, slice(0, CHECKED)))
 
     def timed(optimizer: torch.optim.Optimizer) -> float:
-        times = []
-        for _ in range(STEPS):
-            began = time.perf_counter()
+        began = time.perf_counter()
+        for _ in range(FIVE):
             optimizer.zero_grad()
             F.cross_entropy(_logits(model, batch), labels).backward()
             optimizer.step()
-            times.append(time.perf_counter() - began)
-        return sum(sorted(times)[: STEPS // 2]) / (STEPS // 2)
+        return (time.perf_counter() - began) / FIVE
 
     base = partial(torch.optim.SGD, list(model.parameters()), 1e-5, momentum=0.9)
     began = time.perf_counter()
-    steered = ip.optim.Invariant(base(), model, memory, tolerance=None, renew=5)
-    solving = time.perf_counter() - began
-    plain = [timed(base())]
-    own = timed(steered)
-    plain.append(timed(base()))
-    return {"step": own / (sum(plain) / 2), "plain_seconds": sum(plain) / 2, "start_seconds": solving, "batch": size}
+    steered = ip.optim.Invariant(base(), model, memory, tolerance=None, renew=FIVE, steer_every=together)
+    starting = time.perf_counter() - began
+    plain, own, in_turn = base(), [], []
+    for _ in range(TURNS[name]):  # the first warms up
+        own.append(timed(steered))
+        in_turn.append(timed(plain))
+    step, without = (statistics.median(times[1:]) for times in (own, in_turn))
+    return {"step": step / without, "plain_seconds": without, "start_seconds": starting, "batch": size}
 
 
 def main() -> None:
     """Runs what is missing and prints the table."""
-    args, rows = arguments(__doc__ or ""), []
-    for name in MODELS:
-        rows.append(run("size", f"{name}-step", 0, {}, args, partial(stepping, name, 0), RAN))
+    args = arguments(__doc__ or "")
+    works: dict[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = {}
+    for name, together in itertools.product(STEPPED, (1, FIVE)):
+        method = f"{name}-step" + (", together" if together > 1 else "")
+        works[method] = {"steer_every": together}, partial(stepping, name, together, 0)
     for kind, name in itertools.product(KINDS, MODELS):
-        rows.append(run("size", f"{name}-{kind}", 0, KINDS[kind], args, partial(building, name, kind, 0), RAN))
+        works[f"{name}-{kind}"] = KINDS[kind], partial(building, name, kind, 0)
+    rows = [run("size", method, 0, settings, args, work, RAN) for method, (settings, work) in works.items()
+            if not args.only or method in args.only]  # fmt: skip
     columns = ["build_passes", "memory", "error", "step", "gradient_pass_seconds", "plain_seconds", "parameters"]
     text = table(rows, columns, "{:.4g}")
-    (RESULTS / "size.md").write_text(text + "\n")
+    if not args.only:
+        (RESULTS / "size.md").write_text(text + "\n")
     print(text)
 
 
