@@ -147,6 +147,9 @@ def test_steps_read_no_row_that_judges_and_every_other_once_a_pass():
     read = torch.cat([drawn.batch(step, 40, 3).inputs for step in range(3)])
     assert len(judged) == 30 and len(read) == 120 and len(read.unique(dim=0)) == 120
     assert not (read[:, None] == judged).all(-1).any()
+    assert not torch.equal(drawn.batch(3, 40, 3).inputs, read[:40])  # the next pass has another order
+    assert torch.equal(drawn.batch(1, 40, 3).inputs, read[40:80])  # and a step always the same rows
+    assert not torch.equal(drawn.batch(1, 40, 4).inputs, read[40:80])
 
 
 def test_a_step_of_recovery_costs_one_gradient_of_its_batch():

@@ -110,6 +110,7 @@ class _Drawn:
     outputs: Tensor
     weights: Tensor
     network: Network
+    _orders: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, part: Kept, network: Network, seed: int) -> _Drawn:
@@ -127,14 +128,20 @@ class _Drawn:
     def batch(self, step: int, size: int, seed: int) -> Batch:
         """The rows of a step."""
         per = max(1, len(self.rows) // size)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per)
-        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        rows = order[step % per * size :][:size]
+        rows = self._order(seed, step // per)[step % per * size :][:size]
         weight = self.weights[rows]
         weight = weight / weight.sum().clamp_min(torch.finfo(weight.dtype).tiny)
         inputs = self.reference._placed(rows, self.network.space.device)
         divergence = divergence_of(self.reference.divergence)
         return Batch(inputs, self.outputs[rows], weight, divergence, self.reference.output)
+
+    def _order(self, seed: int, turn: int) -> Tensor:
+        """The rows in the order of a pass. That of one pass is held: of many rows it takes as long as a step does."""
+        if (seed, turn) not in self._orders:
+            self._orders.clear()
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+            self._orders[seed, turn] = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        return self._orders[seed, turn]
 
 
 @dataclass(frozen=True, eq=False)
