@@ -132,7 +132,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "kronecker posterior": [{**settings, "merge": True} for settings in PERMUTED],
         "isopath": PERMUTED,
     },
-    "permuted-20": {**DRIFTING, "isopath, drawn": [
+    "permuted-20": {**DRIFTING, "isopath": [*DRIFTING["isopath"], {"rate": 0.1, **FINER, "steer_every": 5}],
+                    "isopath, drawn": [
         {"rate": 0.1, **DRAWN, **FINER, "factors": True, "kept": 512, "replay": 5.0, "even": False, "strength": 1.0,
          "rank": 400, "measured": 55_000},
         {"rate": 0.2, **DRAWN, "kept": 512}]},
