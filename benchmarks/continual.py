@@ -133,6 +133,7 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "isopath": PERMUTED,
     },
     "permuted-20": {**DRIFTING, "isopath": [*DRIFTING["isopath"], {"rate": 0.1, **FINER, "steer_every": 5}],
+                    "isopath, both": DRIFTING["isopath, both"][:1],  # the rate that isopath chose without examples
                     "isopath, drawn": [
         {"rate": 0.1, **DRAWN, **FINER, "factors": True, "kept": 512, "replay": 5.0, "even": False, "strength": 1.0,
          "rank": 400, "measured": 55_000},
