@@ -2,6 +2,9 @@
 
 import copy
 import io
+import tempfile
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -231,9 +234,95 @@ def test_mistakes_are_named():
         ip.optim.Invariant(torch.optim.SGD(model[0].parameters(), 0.1), model, memory)
     with pytest.raises(ValueError, match="the memory is of another network"):
         ip.optim.Invariant(torch.optim.SGD(other.parameters(), 0.1), other, memory)
-    for option in ("renew", "steer_every"):
-        with pytest.raises(ValueError, match="strength must be >= 0"):
-            ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, **{option: 0})
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    for option, given, kind, said in (
+        ("renew", 0, ValueError, "renew must be a whole number >= 1, got 0"),
+        ("steer_every", 1.5, ValueError, "steer_every must be a whole number >= 1, got 1.5"),
+        ("check_every", None, TypeError, "check_every must be a number, got None"),
+        ("tolerance", "0.1", TypeError, "tolerance must be a number, got '0.1'"),
+        ("strength", float("nan"), ValueError, "strength must be >= 0 and finite, damping > 0, got nan and 1"),
+    ):
+        with pytest.raises(kind, match=said):
+            ip.optim.Invariant(sgd, model, memory, **{option: given})
+    optimizer = ip.optim.Invariant(sgd, model, memory)
+    with pytest.raises(ValueError, match="make a new Invariant of it"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))]})
+    with pytest.raises(ValueError, match="the state is of a plain optimiser"):
+        optimizer.load_state_dict(sgd.state_dict())
+    other_memory = ip.Memory(examples=30, factors=True).remember(model, X)
+    state = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, other_memory).state_dict()
+    with pytest.raises(ValueError, match=r"the state keeps outputs of shapes \[\(30, 3\)\] and 1 curvatures"):
+        optimizer.load_state_dict(state)
+
+
+def test_a_start_that_breaks_the_tolerance_is_refused_at_the_first_step_and_weights_may_be_loaded_before_it():
+    model = mlp()
+    memory, start = ip.Memory(examples=40).remember(model, X), copy.deepcopy(model.state_dict())
+    trained(model, torch.optim.SGD(model.parameters(), 1.0), 20)
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, tolerance=1e-3)
+    with pytest.raises(ValueError, match=r"the start already drifts by .* more than the tolerance 0\.001"):
+        trained(model, optimizer, 1)
+    model.load_state_dict(start)
+    trained(model, optimizer, 1)
+    assert optimizer.steps == 1 and torch.equal(optimizer._anchor[0], point(mlp()))
+
+
+def test_frozen_parameters_may_stand_in_the_base_optimiser_and_unfrozen_ones_need_curvature():
+    model = mlp()
+    model[0].requires_grad_(False)
+    memory, frozen = ip.Memory(examples=0, factors=True).remember(model, X), model[0].weight.clone()
+    trained(model, ip.optim.Invariant(torch.optim.AdamW(model.parameters(), 0.01), model, memory, tolerance=None), 3)
+    assert torch.equal(model[0].weight, frozen) and not torch.equal(model[2].weight, mlp()[2].weight)
+    model.requires_grad_(True)
+    for task in (memory, ip.Memory.load(_saved(memory))):
+        with pytest.raises(ValueError, match=r"no curvature of '0\.weight', '0\.bias', which were frozen"):
+            ip.optim.Invariant(torch.optim.AdamW(model.parameters(), 0.01), model, task)
+    model[0].requires_grad_(False)
+    whole = ip.Memory(examples=0, factors=True).remember(model, X, trainable=lambda name: True)
+    ip.optim.Invariant(torch.optim.AdamW(model.requires_grad_(True).parameters(), 0.01), model, whole)
+
+
+def _saved(memory):
+    path = Path(tempfile.mkdtemp()) / "memory.safetensors"
+    memory.save(path)
+    return path
+
+
+def test_a_step_costs_a_gradient_of_the_kept_rows_in_its_batch_and_no_pass_for_outputs_that_are_known():
+    model = mlp()
+    memory = ip.Memory(examples=60).remember(model, X).remember(model, X + 1)
+    optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, None, batch_size=20)
+    trained(model, optimizer, 1)
+    before = optimizer.network.evaluations
+    trained(model, optimizer, 2)
+    assert optimizer.network.evaluations - before == pytest.approx(2 * 2 * 20)
+
+
+def test_running_statistics_that_curvature_does_not_see_are_warned_of_and_rows_see_them():
+    for options, said in (({"examples": 0, "factors": True}, True), ({"examples": 40, "factors": True}, False)):
+        model = mlp(norm=True).train()
+        memory = ip.Memory(**options).remember(model, X)
+        optimizer = ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory, tolerance=None)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trained(model, optimizer, 2)
+        assert sum("running statistics of 1 batch norms ('1', ...)" in str(w.message) for w in caught) == said
+    model[1].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        memory = ip.Memory(examples=0, factors=True).remember(model, X)
+        trained(model, ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory), 2)
+
+
+def test_parameters_that_nothing_reads_and_nothing_pulls_are_left_alone():
+    model = mlp()
+    model.spare = nn.Linear(2, 2).double()
+    before = model.spare.weight.clone()
+    model.forward = lambda x: model[2](model[1](model[0](x)))
+    memory = ip.Memory(examples=0, factors=True).remember(model, X)
+    optimizer = ip.optim.Invariant(torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5), model, memory)
+    trained(model, optimizer, 3)
+    assert torch.equal(model.spare.weight, before)
 
 
 def test_in_mixed_precision_drift_is_measured_in_float32():
@@ -245,8 +334,13 @@ def test_in_mixed_precision_drift_is_measured_in_float32():
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = nn.functional.cross_entropy(model(NEW.float()), Y)
-        loss.backward()
-        optimizer.step()
+            loss.backward()
+            optimizer.step()
+            measured = optimizer.drift()
+    assert measured == optimizer.drift()
+    with torch.autocast("cpu", torch.bfloat16):
+        again = ip.Memory(examples=40, factors=True).remember(mlp().float(), X.float())
+    assert torch.equal(again.tasks[0].outputs, memory.tasks[0].outputs)
     kept = memory.tasks[0]
     p, p0 = model(kept.inputs).softmax(1).double(), kept.outputs.softmax(1).double()
     expected = float((1 - (p * p0).sqrt().sum(1)).mean().detach())

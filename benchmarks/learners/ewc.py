@@ -30,6 +30,7 @@ class EWC(Learner):
 
     def end(self, stage: Stage) -> None:
         rows = torch.randperm(len(stage.x), generator=self.generator)[:SAMPLED]
+        self.spent += len(rows)
         for row in rows.split(1):
             out = self.outputs(stage.x[row]).log_softmax(1)
             label = torch.multinomial(out.exp().detach(), 1, generator=self.generator)

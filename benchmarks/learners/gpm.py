@@ -38,6 +38,7 @@ class GPM(Learner):
         seen: dict[int, Tensor] = {}
         hooks = [m.register_forward_hook(lambda m, i, o: seen.update({id(m): i[0].detach()})) for m in self.layers]
         chosen = torch.randperm(len(stage.x), generator=self.generator)[:300]
+        self.spent += len(chosen) / 3
         with torch.no_grad():
             self.model(stage.x[chosen])
         for hook in hooks:

@@ -82,8 +82,7 @@ class Kept(Learner):
 
     def evaluations(self, size: int) -> float:
         kept = sum(task.rows for task in self.memory.tasks)
-        passes = bool(self.settings["strength"]) + bool(self.settings.get("replay"))
-        return size + min(self.batch, kept) * passes
+        return size + min(self.batch, kept) * bool(self.settings.get("replay"))
 
     def _drawn(self) -> tuple[Tensor, Tensor, Tensor] | None:
         """Kept rows with labels, and the tasks they belong to."""
@@ -96,7 +95,14 @@ class Kept(Learner):
     def end(self, stage: Stage) -> None:
         head = Columns(0, stage.new.stop) if self.classes else Columns(stage.columns.start, stage.columns.stop)
         self.heads.append(head)
+        assert isinstance(self.optimizer, ip.optim.Invariant)
+        self.spent += self.optimizer.network.evaluations  # what pulled, and metrics of rows
         self.memory = self.memory.remember(self.model, stage.x, stage.y, output=head)
+        if self.memory.factors:  # a forward pass for the outputs, then one and a backward one for each of their columns
+            measured = min(self.memory.measured, len(stage.x))
+            self.spent += measured * (2 + 2 * self.memory.tasks[-1].columns) / 3
+        kept = self.memory.tasks[-1]
+        self.spent += (kept.rows if kept.drawn is None else int(kept.drawn.max()) + 1) / 3
 
     @property
     def bytes(self) -> int:

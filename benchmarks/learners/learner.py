@@ -48,6 +48,7 @@ class Learner:
         self.generator = torch.Generator().manual_seed(0)
         self.stage: Stage | None = None
         self.number = -1
+        self.spent = 0.0  # gradient evaluations beside those of steps
         self.optimizer: torch.optim.Optimizer = self.base()
 
     def base(self) -> torch.optim.Optimizer:

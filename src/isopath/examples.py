@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 Tree = Any  # a tensor, or a tuple, list or mapping of trees
 
@@ -48,11 +49,13 @@ class Examples:
 
         Raises:
             TypeError: `x` is none of these.
-            ValueError: no rows, differing row counts, or entries that are not finite.
+            ValueError: no rows, differing row counts, entries that are not finite, or a loader whose sampler takes some
+                rows and not others.
         """
         if isinstance(x, DataLoader):
             if isinstance(x.dataset, IterableDataset):
                 return cls.of(*_gather(x), what=what)
+            _check_sampler(x, what)
             return _from_dataset(x.dataset, x.collate_fn or default_collate, y, what)
         if isinstance(x, Dataset) and not isinstance(x, IterableDataset):
             return _from_dataset(x, default_collate, y, what)
@@ -62,6 +65,19 @@ class Examples:
                 f"{what} must be a tensor, a tuple or mapping of tensors, a Dataset or a DataLoader, got {_name(x)}"
             )
         return _from_tensors(x, y, leaves, what)
+
+
+def _check_sampler(loader: DataLoader[Any], what: str) -> None:
+    """Refuses a sampler that does not go over every row: rows are addressed by index, not through it."""
+    sampler: Any = loader.sampler
+    rows = len(loader.dataset)  # type: ignore[arg-type]
+    if isinstance(sampler, DistributedSampler) or not hasattr(sampler, "__len__"):
+        return
+    if isinstance(sampler, WeightedRandomSampler) or len(sampler) != rows:
+        raise ValueError(
+            f"{what} is a DataLoader whose {type(sampler).__name__} draws {len(sampler)} of {rows} rows, but rows are "
+            "addressed by index; give torch.utils.data.Subset(dataset, indices)"
+        )
 
 
 def _from_tensors(x: Tree, y: Any, leaves: list[tuple[str, Tensor]], what: str) -> Examples:

@@ -18,6 +18,8 @@ def test_a_file_gives_back_the_same_metric(kind, name, tmp_path):
     ip.metrics.save(metric, tmp_path / "metric.safetensors")
     back = ip.metrics.load(tmp_path / "metric.safetensors", case.model)
     v = x(metric.dimension)
+    assert type(back) is type(metric)
+    assert relative(ip.metrics.merged([back, metric]).mv(v), 2 * metric.mv(v)) < 1e-9
     assert torch.allclose(back.mv(v), metric.mv(v), rtol=1e-12, atol=1e-14)
     assert torch.allclose(back.solve(v, 0.1), metric.solve(v, 0.1), rtol=1e-12, atol=1e-14)
 
@@ -52,6 +54,15 @@ def test_mistakes_are_named(tmp_path):
         ip.metrics.merged([low, other])
     with pytest.raises(ValueError, match="got none"):
         ip.metrics.merged([])
+    with pytest.raises(TypeError, match="each metric must be of type Kronecker or Diagonal or LowRank, got Exact"):
+        ip.metrics.merged([case.reference().metric(case.model)])
+    for weights in ([1.0], [1.0, -1.0]):
+        with pytest.raises(ValueError, match="one number >= 0 for each of 2 metrics"):
+            ip.metrics.merged([other, other], weights)
+    shrunk = case.reference().metric(case.model, "kronecker", shrinkage=0.1)
+    for use in (lambda: ip.metrics.save(shrunk, file), lambda: ip.metrics.merged([shrunk, shrunk])):
+        with pytest.raises(ValueError, match=r"factors are shrunk, .* build it without shrinkage="):
+            use()
     for metric in (low, other):
         ip.metrics.save(metric, file)
         with pytest.raises(ValueError, match="of another network"):

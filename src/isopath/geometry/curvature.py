@@ -154,7 +154,12 @@ class Curvature:
 
     @classmethod
     def named(cls, metric: Kronecker | Diagonal) -> Curvature:
-        """A metric with its slices turned into names."""
+        """A metric with its slices turned into names.
+
+        Raises:
+            ValueError: its factors are shrunk, which no name stands for.
+        """
+        check_not_shrunk(metric)
         space = metric.space
         ends = torch.tensor([0, *space.sizes]).cumsum(0).tolist()
         names = dict(zip(ends, space.names))
@@ -196,18 +201,24 @@ class Curvature:
         return Kronecker(space, tuple(blocks), tuple(loose))
 
     def check(self, space: Space) -> None:
-        """Raises `ValueError` unless it fits a network: the first parameters that do not."""
-        known = dict(zip(space.names, space.shapes))
-        wrong = []
+        """Raises `ValueError` unless it fits a network: the first parameters that do not.
+
+        Rows of outputs may have been added to a head; where another shape differs, those that grew count as well.
+        """
+        known, fits, wrong = dict(zip(space.names, space.shapes)), True, []
         for name, shape in self.shapes.items():
             got = known.get(name)
             grown = got is not None and len(got) == len(shape) and got[0] >= shape[0] and tuple(got[1:]) == shape[1:]
-            if not grown:
+            fits = fits and grown
+            if got is None or tuple(got) != shape:
                 there = "missing or frozen" if got is None else tuple(got)
                 wrong.append(f"{name!r}: {shape} in the memory, {there} in the model")
-        if wrong:
+        if not fits:
             said = "; ".join(wrong[:3])
-            raise ValueError(f"the memory is of another network, {len(wrong)} parameters do not fit: {said}")
+            raise ValueError(
+                f"the memory is of another network, {len(wrong)} parameters do not fit: {said}; give the model that "
+                "was remembered, or remember it with trainable= those that stay trained"
+            )
 
     def floored(self, share: float) -> Curvature:
         """With every layer's own outputs kept as well, a share as firmly as the network's (see `Memory`)."""
@@ -268,6 +279,14 @@ class Curvature:
         diagonal = {n.removeprefix("diagonal."): t for n, t in tensors.items() if n.startswith("diagonal.")}
         shapes = {name: tuple(shape) for name, shape in said["shapes"].items()}
         return cls(tuple(layers), diagonal, shapes, said["count"])
+
+
+def check_not_shrunk(metric: Kronecker | Diagonal) -> None:
+    """Raises `ValueError` where shrinkage would be lost."""
+    blocks = () if isinstance(metric, Diagonal) else metric.blocks
+    if any(isinstance(block, Block) and block.shrinkage is not None for block in blocks):
+        raise ValueError("the metric's factors are shrunk, and what is added to them is not stored or merged; build it "
+                         "without shrinkage= and features")  # fmt: skip
 
 
 def _completed(values: Tensor, vectors: Tensor, floor: Tensor) -> dict[str, Tensor]:

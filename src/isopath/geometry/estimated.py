@@ -45,10 +45,11 @@ class Estimated:
         """Binds what is remembered to a network, whose head may have grown since.
 
         Raises:
-            ValueError: the memory is of another network.
+            ValueError: the memory is of another network, or parameters are trained now that were frozen then.
         """
         assert task.curvature is not None
         task.curvature.check(network.space)
+        check_frozen(task, network)
         return cls(task.curvature, centre(task, network), network, task.weight)
 
     @cached_property
@@ -87,6 +88,17 @@ class Estimated:
     def whole_drift(self, theta: Tensor) -> float:
         """½(θ - θ_t)ᵀG_t(θ - θ_t)."""
         return 0.5 * float(self._outputs.norm(theta - self.centre)) ** 2
+
+
+def check_frozen(task: Remembered, network: Network) -> None:
+    """Raises `ValueError` where a parameter moves whose curvature was not measured: it would count as free."""
+    moved = [name for name in task.frozen if name in network.space.names]
+    if moved:
+        said = ", ".join(map(repr, moved[:3])) + (", ..." if len(moved) > 3 else "")
+        raise ValueError(
+            f"task {task.name!r} has no curvature of {said}, which were frozen when it was remembered and are trained "
+            "now; freeze them, or remember the task with trainable=lambda name: True"
+        )
 
 
 def kept_by(memory: Memory, network: Network, seed: int) -> KeptAll:

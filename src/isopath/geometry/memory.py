@@ -26,6 +26,7 @@ from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
 TRIES = 10  # rows drawn for each that is wanted, where the network does not see the class they were drawn for
+CHOICES = ("random", "balanced", "herding", "leverage", "drawn")
 FEATURES = 1.0  # split MNIST with two outputs: mean accuracy 62 % at 0, 78 at 0.1, 88 at 1, 90 at 3
 
 
@@ -91,6 +92,13 @@ class Memory:
         if len(sizes) != 3 or not all(isinstance(n, int) and n >= k for n, k in zip(sizes, (1, 0, 1))):
             raise ValueError(f"sketch must be (Gaussians >= 1, directions >= 0, principal directions >= 1), got "
                              f"{self.sketch}")  # fmt: skip
+        whole = {"examples": self.examples, "measured": self.measured, "rank": self.rank, "samples": self.samples,
+                 "budget": self.budget}  # fmt: skip
+        broken = {name: n for name, n in whole.items() if n is not None and (n < 0 or not float(n).is_integer())}
+        if broken:
+            raise ValueError(f"{', '.join(broken)} must be whole numbers >= 0, got {broken}")
+        if self.choose not in CHOICES:
+            raise ValueError(f"choose must be one of {', '.join(map(repr, CHOICES))}, got {self.choose!r}")
         if not self.examples and not self.factors:
             raise ValueError("a memory keeps examples, factors or both; examples=0 needs factors=True")
         if self.factors not in (True, False, "kronecker", "ekfac", "diagonal"):
@@ -128,18 +136,22 @@ class Memory:
             trainable: the parameters whose curvature is kept, as for `trace`; those that will be trained later.
 
         Raises:
-            ValueError: a task of that name is remembered already, labels leave the head, the factors alone do not fit
-                the budget, or a task would be left with nothing.
+            ValueError: a task of that name is remembered already, labels leave the head, the model's outputs are not
+                finite, the factors alone do not fit the budget, or a task would be left with nothing.
         """
         name = str(len(self)) if name is None else name
         if name in {task.name for task in self.tasks}:
             raise ValueError(f"the memory has a task {name!r} already; give another name=")
         data, task = Examples.of(x, y, what="the task's inputs"), Remembered(name, head=output)
-        if self.examples:
-            network = Network(model, lambda _: True)
-            task = (self._with_drawn if self.choose == "drawn" else self._with_rows)(task, network, data)
-        if self.factors:
-            task = self._with_curvature(task, Network(model, trainable), data)
+        whole = Network(model, lambda _: True)
+        with torch.autocast(whole.space.device.type, enabled=False):
+            if self.examples:
+                task = (self._with_drawn if self.choose == "drawn" else self._with_rows)(task, whole, data)
+            if self.factors:
+                moving = Network(model, trainable)
+                frozen = tuple(n for n in whole.space.names if n not in moving.space.names)
+                task = replace(self._with_curvature(task, moving, data), frozen=frozen)
+        self._check_labels(name, y if isinstance(y, Tensor) else None, task.columns)
         older = [replace(t, weight=self.decay * t.weight) for t in self.tasks]
         return replace(self, tasks=tuple(older))._joined(task)._fitted()
 
@@ -148,6 +160,7 @@ class Memory:
         if self.choose == "balanced":
             found = [data.take(part)[1] for part in torch.arange(len(data)).split(256)]
             labels = None if found[0] is None else torch.cat(found).cpu()
+            check_flat(labels)
         assert self.choose != "drawn"
         rows = chosen(
             self.choose, count, network, data, labels, task.head, self.divergence, self.seed + len(self) * 7919
@@ -156,7 +169,7 @@ class Memory:
         pieces = [_outputs(network, tree_map(lambda t: t[at], inputs), task.head)  # noqa: B023
                   for at in torch.arange(len(rows)).split(256)]  # fmt: skip
         outputs, labels = torch.cat(pieces), None if labels is None else labels.cpu()
-        self._check_labels(task.name, labels, outputs)
+        self._check_labels(task.name, labels, outputs.shape[-1])
         inputs = tree_map(lambda tensor: tensor.cpu().clone(), inputs)
         return replace(task, inputs=inputs, outputs=outputs, labels=labels, columns=outputs.shape[-1])
 
@@ -171,7 +184,7 @@ class Memory:
             raise TypeError(f"rows are drawn where inputs are one floating-point tensor, got {found}; for others keep "
                             "rows of the data, as choose='random' does, or factors")  # fmt: skip
         first = _outputs(network, inputs[:BLOCK], task.head)
-        self._check_labels(task.name, labels, first)
+        self._check_labels(task.name, labels, first.shape[-1])
         if labels is not None and not _classes(labels, first):
             if not labels.is_floating_point():
                 warnings.warn(f"the labels of task {task.name!r} do not number its outputs' columns: rows are drawn "
@@ -201,14 +214,16 @@ class Memory:
         return replace(task, inputs=x, outputs=outputs, labels=rest[0] if rest else None, columns=outputs.shape[-1],
                        sketch=sketch, drawn=drawn)  # fmt: skip
 
-    def _check_labels(self, name: str, labels: Tensor | None, outputs: Tensor) -> None:
-        """Refuses labels that the head does not have."""
-        classes = divergence_of(self.divergence).softmax and labels is not None and not labels.is_floating_point()
-        highest = int(labels.max()) if classes and labels is not None else -1
-        if highest >= outputs.shape[-1]:
+    def _check_labels(self, name: str, labels: Tensor | None, outputs: int) -> None:
+        """Refuses labels that the head does not have; -100 is none."""
+        if labels is None or labels.is_floating_point() or not divergence_of(self.divergence).softmax:
+            return
+        counted = labels[labels != -100]
+        low, high = (int(counted.min()), int(counted.max())) if counted.numel() else (0, 0)
+        if high >= outputs or low < 0:
             raise ValueError(
-                f"labels go up to {highest}, but the head of task {name!r} has {outputs.shape[-1]} "
-                "outputs; pick the right head with output=, or let it grow first"
+                f"labels go {f'up to {high}' if low >= 0 else f'from {low} to {high}'}, but the head of task {name!r} "
+                f"has {outputs} outputs; pick the right head with output=, or let it grow first"
             )
 
     def _with_curvature(self, task: Remembered, network: Network, data: Examples) -> Remembered:
@@ -218,10 +233,12 @@ class Memory:
 
         def batches() -> Iterator[Batch]:  # streamed: no more than one is in memory
             for part in rows.split(256):
-                inputs, _ = data.take(part, network.space.device)
+                inputs, labels = data.take(part, network.space.device)
                 with torch.no_grad():
                     y = network(network.start, inputs, task.head)
                 divergence.check(y)
+                check_outputs(y)
+                self._check_labels(task.name, labels if isinstance(labels, Tensor) else None, y.shape[-1])
                 columns.append(y.shape[-1])
                 weight = torch.full(y.shape[:-1], 1 / (len(rows) * max(1, y.shape[1:-1].numel()))).to(y)
                 yield Batch(inputs, y, weight, divergence, task.head)
@@ -325,7 +342,23 @@ def _classes(labels: Tensor, outputs: Tensor) -> bool:
 
 def _outputs(network: Network, inputs: Any, head: Output) -> Tensor:
     with torch.no_grad():
-        return network(network.start, to(inputs, network.space.device), head).cpu()
+        found = network(network.start, to(inputs, network.space.device), head).cpu()
+    check_outputs(found)
+    return found
+
+
+def check_outputs(y: Tensor) -> None:
+    """Raises `ValueError` where a network gives no numbers."""
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError(f"the model's outputs {tuple(y.shape)} on the task's inputs are not finite: there is nothing "
+                         "to keep; go back to weights that are finite")  # fmt: skip
+
+
+def check_flat(labels: Tensor | None) -> None:
+    """Raises `ValueError` unless there is one label a row."""
+    if labels is not None and labels.ndim != 1:
+        raise ValueError(f"rows are balanced over labels (N,), got {tuple(labels.shape)}; use .squeeze(-1), or of "
+                         "one-hot rows .argmax(-1)")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -156,8 +156,9 @@ class Reference:
             raise ValueError("the rows of the reference have no weight: every one is masked or weighs zero")
         return total
 
-    def _part(self, network: Network, theta: Tensor, index: Tensor) -> Part:
-        batches = list(self._raw(network, theta, index))
+    def _part(self, network: Network, theta: Tensor, index: Tensor, known: bool = False) -> Part:
+        """Some rows; where outputs are `known` to fit the network, it is not run for them."""
+        batches = list(self._raw(network, theta, index, known))
         total = sum(batch.weight.sum().double() for batch in batches)
         if not total > 0:
             raise ValueError("the rows drawn from the reference have no weight: every one is masked or weighs zero")
@@ -166,12 +167,13 @@ class Reference:
         ]
         return Part(network, scaled, len(index))
 
-    def _raw(self, network: Network, theta: Tensor, index: Tensor) -> Iterator[Batch]:
+    def _raw(self, network: Network, theta: Tensor, index: Tensor, known: bool = False) -> Iterator[Batch]:
         """Batches of the rows `index`, their weights not yet normalised."""
         divergence, device = divergence_of(self.divergence), network.space.device
         for rows in index.split(self.batch_size):
             inputs = self._placed(rows, device)
-            kept = self._kept(network, theta, inputs, rows)
+            given = self.outputs if known else None
+            kept = self._kept(network, theta, inputs, rows) if given is None else given[rows].to(theta)
             divergence.check(kept)
             weight = torch.ones(kept.shape[:-1], dtype=kept.dtype, device=device)
             if self.weights is not None:

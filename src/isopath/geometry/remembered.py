@@ -29,6 +29,7 @@ class Remembered:
         sketch: of the task's inputs, where the kept rows are drawn from one. They can be drawn again, so that neither
             `bytes` nor a file counts them.
         drawn: which of the sketch's rows were kept, `(n,)`.
+        frozen: names of the parameters whose curvature was not measured: they did not move.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Remembered:
     head: Output = None
     sketch: Sketch | None = None
     drawn: Tensor | None = None
+    frozen: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -77,7 +79,7 @@ class Remembered:
             raise TypeError(f"the head of task {self.name!r} is a function, which no file holds; name it by a key")
         tensors = {key: getattr(self, key) for key in ROWS if getattr(self, key) is not None}
         about: dict[str, Any] = {"name": self.name, "columns": self.columns, "weight": self.weight, "head": self.head,
-                                 "kind": _kind(self.inputs), "curvature": ""}  # fmt: skip
+                                 "kind": _kind(self.inputs), "curvature": "", "frozen": self.frozen}  # fmt: skip
         if self.sketch is not None:
             tensors |= {f"sketch.{name}": tensor for name, tensor in self.sketch.tensors().items()}
             about["sketch"] = {**self.sketch.about, "sum": float(self.inputs.double().sum())}
@@ -104,6 +106,7 @@ class Remembered:
         return cls(
             about["name"], inputs, own.get("outputs"), own.get("labels"), about["columns"], curvature,
             _under(own, "centre.") or None, about["weight"], about["head"], sketch, own.get("drawn"),
+            tuple(about.get("frozen", ())),
         )  # fmt: skip
 
 

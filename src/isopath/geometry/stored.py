@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_kind
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.diagonal import Diagonal
 from isopath.geometry.kronecker import Kronecker
@@ -25,6 +26,7 @@ def save(metric: Stored, path: str | Path) -> None:
 
     Raises:
         TypeError: the metric is bound to rows, as an exact one is; it has nothing of its own to keep.
+        ValueError: its factors are shrunk.
     """
     if isinstance(metric, LowRank):
         names = {name: list(shape) for name, shape in zip(metric.space.names, metric.space.shapes)}
@@ -32,7 +34,7 @@ def save(metric: Stored, path: str | Path) -> None:
         about = {"low_rank": json.dumps(names)}
     elif isinstance(metric, (Kronecker, Diagonal)):
         tensors, said = Curvature.named(metric).tensors()
-        about = {"curvature": said}
+        about = {"curvature": said, "kind": type(metric).__name__}
     else:
         raise TypeError(
             f"{type(metric).__name__} needs its rows for every product; save a Kronecker, diagonal or low-rank metric"
@@ -40,8 +42,8 @@ def save(metric: Stored, path: str | Path) -> None:
     save_tensors(Path(path), tensors, about)
 
 
-def load(path: str | Path, model: nn.Module, trainable: Trainable = None) -> Kronecker | LowRank:
-    """Reads what `save` wrote, for a model with the same parameters. A diagonal comes back without blocks.
+def load(path: str | Path, model: nn.Module, trainable: Trainable = None) -> Stored:
+    """Reads what `save` wrote, for a model with the same parameters.
 
     Raises:
         ValueError: the file holds no metric, or one of another network.
@@ -50,7 +52,9 @@ def load(path: str | Path, model: nn.Module, trainable: Trainable = None) -> Kro
     tensors, about = load_tensors(Path(path))
     space = Network(model, trainable).space
     if "curvature" in about:
-        return Curvature.read(tensors, about["curvature"]).metric(space)
+        found = Curvature.read(tensors, about["curvature"]).metric(space)
+        whole = about.get("kind") == Diagonal.__name__
+        return Diagonal(space, torch.cat([values for _, values in found.diagonal])) if whole else found
     if "low_rank" not in about:
         raise ValueError(f"{path} holds no metric")
     known = {name: tuple(shape) for name, shape in json.loads(about["low_rank"]).items()}
@@ -75,13 +79,18 @@ def merged(metrics: Sequence[Stored], weights: Sequence[float] | None = None, ra
         rank: of a low-rank sum; the largest of the terms' by default.
 
     Raises:
-        ValueError: no metrics, or of different kinds or networks.
+        TypeError: metrics that are bound to rows, which have no sum of their own.
+        ValueError: no metrics, of different kinds or networks, shrunk ones, or weights that are not one >= 0 for each.
     """
+    for metric in metrics:
+        check_kind(metric, (Kronecker, Diagonal, LowRank), "each metric", "those bound to rows add as ip.Reference do")
     kinds, spaces = {type(metric) for metric in metrics}, [metric.space for metric in metrics]
     if len(kinds) != 1 or any(_parameters(space) != _parameters(spaces[0]) for space in spaces):
         said = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
         raise ValueError(f"metrics to merge must be of one kind and one network, got {said}")
     weights = [1.0] * len(metrics) if weights is None else weights
+    if len(weights) != len(metrics) or not all(w >= 0 for w in weights):
+        raise ValueError(f"weights must be one number >= 0 for each of {len(metrics)} metrics, got {list(weights)}")
     if isinstance(metrics[0], LowRank):
         return _low_rank([m for m in metrics if isinstance(m, LowRank)], weights, rank)
     if isinstance(metrics[0], Diagonal):

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
-from isopath.arguments import check_kind, check_module
+from isopath.arguments import check_count, check_kind, check_module, check_numbers
 from isopath.geometry.curvature import Curvature
 from isopath.geometry.kronecker import Kronecker
 from isopath.geometry.memory import Memory
@@ -22,6 +23,7 @@ from isopath.optim.pull import Curved, Rows, pulls
 from isopath.space import Trainable
 
 DAMPING = 1.0  # of the metric, in its mean eigenvalues
+STRONGEST = 1e12  # λ doubles no further
 
 
 class Invariant(Optimizer):
@@ -38,7 +40,8 @@ class Invariant(Optimizer):
 
     Clip gradients, accumulate them, schedule the rate as you would for the base optimiser: both share their parameter
     groups, those that there are when this one is made. For mixed precision keep the parameters in float32, as
-    `torch.autocast` does: the drift is then measured in float32.
+    `torch.autocast` does: the drift is then measured in float32. Batch norm must not follow the batches while a task is
+    kept by its curvature alone, which does not see running statistics: put those layers in `eval()`.
 
     Args:
         base: the optimiser to steer; it must hold the model's trainable parameters.
@@ -60,8 +63,9 @@ class Invariant(Optimizer):
         seed: of the batches.
 
     Raises:
-        ValueError: the memory is of another network, the base optimiser holds other parameters, or it needs a closure
-            (LBFGS).
+        ValueError: the memory is of another network, or has no curvature of parameters that are trained; the base
+            optimiser holds other parameters, or needs a closure (LBFGS). At the first step: the start already drifts
+            by more than the tolerance.
     """
 
     def __init__(
@@ -72,18 +76,20 @@ class Invariant(Optimizer):
         check_kind(base, Optimizer, "base", "the arguments are Invariant(base, model, keep)")
         check_module(model, "model", "the arguments are Invariant(base, model, keep)")
         check_kind(keep, (Memory, Reference, References), "keep", "of inputs make an ip.Reference")
+        check_numbers(tolerance=tolerance, strength=strength, damping=damping)
+        for name, count in {"check_every": check_every, "refresh": refresh, "renew": renew, "steer_every": steer_every,
+                            "batch_size": batch_size}.items():  # fmt: skip
+            check_count(count, name)
         if tolerance is not None and not tolerance > 0:
             raise ValueError(f"tolerance must be > 0, got {tolerance}; None sets no limit")
+        if not 0 <= strength < float("inf") or not damping > 0:
+            raise ValueError(f"strength must be >= 0 and finite, damping > 0, got {strength} and {damping}")
         dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
         if dtypes & {torch.float16, torch.bfloat16}:
             raise ValueError("the parameters are in 16 bits, in which a metric cannot be solved; keep them in float32 "
                              "and run the model under torch.autocast")  # fmt: skip
-        if strength < 0 or not damping > 0 or min(check_every, refresh, renew, steer_every) < 1:
-            raise ValueError(
-                "strength must be >= 0, damping > 0, check_every, refresh, renew and steer_every >= 1, got "
-                f"{strength}, {damping}, {check_every}, {refresh}, {renew} and {steer_every}"
-            )
-        if inspect.signature(base.step).parameters["closure"].default is inspect.Parameter.empty:
+        closure = inspect.signature(base.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
             raise ValueError(
                 f"{type(base).__name__} evaluates the loss inside its step, at points that nothing has steered; choose "
                 "a base optimiser whose step takes no closure"
@@ -91,7 +97,7 @@ class Invariant(Optimizer):
         self.base, self.network = base, Network(model, trainable)
         named = dict(model.named_parameters())
         self._parameters = [named[name] for name in self.network.space.names]
-        _same_parameters(base, self._parameters)
+        _same_parameters(base, self._parameters, model)
         super().__init__(base.param_groups, base.defaults)
         self.state = base.state
         self.tolerance, self.strength, self.damping = tolerance, strength, damping
@@ -108,6 +114,18 @@ class Invariant(Optimizer):
         self._unsteered = 0  # steps since then
         self._build()
         self._anchor = self._saved()
+        self._made = True
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused: what is kept was bound to the parameters of then.
+
+        Raises:
+            ValueError: always, once it is made.
+        """
+        if hasattr(self, "_made"):
+            raise ValueError("what is kept was bound to the parameters that there were; add the group to a new base "
+                             "optimiser and make a new Invariant of it")  # fmt: skip
+        super().add_param_group(param_group)
 
     # --- a step -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +143,14 @@ class Invariant(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if not self._curved and self.steps and self.steps % self.refresh == 0:
+        with self._exactly():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        if not self.steps:
+            self._begin()
+        elif not self._curved and self.steps % self.refresh == 0:
             self._build()
         if self._metric is None:
             self.base.step()
@@ -140,7 +165,30 @@ class Invariant(Optimizer):
         self.steps += 1
         if self.steps % self.check_every == 0:
             self.check()
-        return loss
+
+    def _begin(self) -> None:
+        """What can be said of the start at the first step, when the weights have been loaded and the modes set."""
+        if not torch.equal(self._anchor[0], self._point()):  # weights were loaded after this was made
+            self._anchor = self._saved()
+        moving = [name for name, module in self._model.named_modules() if isinstance(module, _BatchNorm)
+                  and module.training and module.track_running_stats]  # fmt: skip
+        if moving and any(not pull.measured for pull in self._curved):
+            warnings.warn(
+                f"the running statistics of {len(moving)} batch norms ({moving[0]!r}, ...) follow the batches, which "
+                "curvature alone does not see: put these layers in eval(), or keep examples too",
+                stacklevel=4,
+            )
+        drift = 0.0 if self.tolerance is None else self._drift(self._anchor[1])  # batch norm has seen a batch since
+        if self.tolerance is not None and drift > self.tolerance:
+            raise ValueError(
+                f"the start already drifts by {drift:.3g} from what is kept, more than the tolerance "
+                f"{self.tolerance:g}: every check would roll back to it; raise the tolerance (None: no limit), or "
+                "start where the last task was left"
+            )
+
+    def _exactly(self) -> torch.autocast:
+        """Metrics and drifts are computed in the parameters' own precision."""
+        return torch.autocast(self.network.space.device.type, enabled=False)
 
     def _steer(self) -> None:
         """Steers what the base optimiser has moved since the last time."""
@@ -201,9 +249,13 @@ class Invariant(Optimizer):
     @torch.no_grad()
     def drift(self) -> float:
         """The largest drift of any task: measured on its kept rows, or from its curvature where no rows are kept."""
-        self._synced(self._buffers())
+        return self._drift(self._buffers())
+
+    def _drift(self, buffers: dict[str, Tensor]) -> float:
+        self._synced(buffers)
         theta = self._point()
-        found = max((pull.drift(theta) for pull in self._judges()), default=0.0)
+        with self._exactly():
+            found = max((pull.drift(theta) for pull in self._judges()), default=0.0)
         self._synced(self._source[1])  # steps read those of the last build, so that measuring changes nothing
         return found
 
@@ -213,14 +265,17 @@ class Invariant(Optimizer):
         Call it at the end of training. Returns the drift of the weights that stay.
         """
         self._steer()
-        drift = self.drift()
+        with self._exactly():
+            return self._checked(self.drift())
+
+    def _checked(self, drift: float) -> float:
         if self.tolerance is None or drift <= self.tolerance:
             self._anchor = self._saved()
             return drift
         warnings.warn(
             f"drift {drift:.4g} is above the tolerance {self.tolerance:g} after {self.steps} steps; back to the last "
-            f"check, with strength {2 * self.strength:g}",
-            stacklevel=2,
+            f"check, with strength {min(2 * self.strength, STRONGEST):g}",
+            stacklevel=3,
         )
         theta, buffers, state = self._anchor
         self._write(theta)
@@ -228,7 +283,7 @@ class Invariant(Optimizer):
             buffer.copy_(buffers[name])
         self._restored(_with_groups(state, self.base))
         self.rollbacks += 1
-        self.strength *= 2
+        self.strength = min(2 * self.strength, STRONGEST)
         self._held = None
         self._build()
         return self.drift()
@@ -251,8 +306,8 @@ class Invariant(Optimizer):
 
     def _add(self, pull: Tensor) -> None:
         for parameter, value in zip(self._parameters, self.network.space.unflatten(pull).values()):
-            if parameter.grad is None:
-                parameter.grad = value.clone()
+            if parameter.grad is None:  # where nothing pulls either the base optimiser leaves it alone: no decay
+                parameter.grad = value.clone() if bool(value.any()) else None
             else:
                 parameter.grad.add_(value)
 
@@ -275,13 +330,27 @@ class Invariant(Optimizer):
         """The base optimiser's state and its own."""
         own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
         own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": self._held}
+        own |= {"curved": len(self._curved)}
         own |= {"steered": None if self._steered is None else self._steered.clone(), "unsteered": self._unsteered}
         return {**self.base.state_dict(), "invariant": own}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from a saved state: load the model's weights first, and give the same memory or reference."""
+        """Goes on from a saved state: load the model's weights first, and give the same memory or reference.
+
+        Raises:
+            ValueError: the state is not of an `Invariant`, or of one that keeps something else; nothing is loaded.
+        """
+        if "invariant" not in state_dict:
+            raise ValueError("the state is of a plain optimiser, got no 'invariant' in it; load it into the base "
+                             "optimiser before Invariant(base, ...) is made")  # fmt: skip
         own = state_dict["invariant"]
+        given, here = ([tuple(rows.shape) for rows in kept] for kept in (own["kept"], [r.outputs for r in self._rows]))
+        if given != here or own["curved"] != len(self._curved):
+            raise ValueError(
+                f"the state keeps outputs of shapes {given} and {own['curved']} curvatures, this optimiser {here} and "
+                f"{len(self._curved)}; give the memory or reference that the state was saved with"
+            )
         self._restored({key: value for key, value in state_dict.items() if key != "invariant"})
         self.steps, self.rollbacks, self._anchor = own["steps"], own["rollbacks"], own["anchor"]
         for rows, outputs in zip(self._rows, own["kept"]):
@@ -302,12 +371,15 @@ def _with_groups(state: dict[str, Any], base: Optimizer) -> dict[str, Any]:
     return {**state, "param_groups": base.state_dict()["param_groups"]}
 
 
-def _same_parameters(base: Optimizer, parameters: Sequence[Tensor]) -> None:
+def _same_parameters(base: Optimizer, parameters: Sequence[Tensor], model: nn.Module) -> None:
+    """Refuses other parameters than those that are trained; frozen ones, which have no gradient, may be there too."""
     held = {id(p) for group in base.param_groups for p in group["params"]}
     missing = sum(id(p) not in held for p in parameters)
-    foreign = len(held - {id(p) for p in parameters})
+    frozen = {id(p) for p in model.parameters() if not p.requires_grad}
+    foreign = len(held - {id(p) for p in parameters} - frozen)
     if missing or foreign:
         raise ValueError(
             f"the base optimiser must hold the parameters that are trained and no others: {missing} of the model's are "
-            f"missing from it and {foreign} are not the model's; build it from the same model, or use trainable="
+            f"missing from it and {foreign} are not to be trained or not the model's; build it from the same model, or "
+            "use trainable="
         )

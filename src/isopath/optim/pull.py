@@ -56,7 +56,7 @@ class Rows:
             rows = torch.multinomial(weights.cpu(), size, replacement=True, generator=generator)
             reference = replace(reference, weights=None)
         with torch.enable_grad():
-            return reference._part(self.network, self.kept.start, rows).gradient(theta)
+            return reference._part(self.network, self.kept.start, rows, known=True).gradient(theta)
 
     def drift(self, theta: Tensor) -> float:
         """D on all rows."""
