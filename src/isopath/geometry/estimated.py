@@ -101,8 +101,20 @@ def check_frozen(task: Remembered, network: Network) -> None:
         )
 
 
+def check_curvatures(memory: Memory, network: Network) -> None:
+    """Raises `ValueError` where a task's curvature is of another network, before its rows are looked at."""
+    for task in memory.tasks:
+        if task.curvature is not None:
+            task.curvature.check(network.space)
+
+
 def kept_by(memory: Memory, network: Network, seed: int) -> KeptAll:
-    """What a memory keeps, bound to a network: rows where there are any, or else curvature."""
+    """What a memory keeps, bound to a network: rows where there are any, or else curvature.
+
+    Raises:
+        ValueError: the memory is of another network.
+    """
+    check_curvatures(memory, network)
     tasks = [task for task in memory.tasks if task.outputs is not None]
     bound = [part.bind(network, network.start, seed + i)
              for i, part in enumerate(memory.references(network.space.device).parts)]  # fmt: skip

@@ -197,7 +197,8 @@ class Reference:
         given = self.outputs[rows].to(now)
         if given.shape != now.shape:
             raise ValueError(
-                f"outputs has rows of shape {tuple(given.shape[1:])}, the model's are {tuple(now.shape[1:])}"
+                f"outputs has rows of shape {tuple(given.shape[1:])}, the model's are {tuple(now.shape[1:])}: another "
+                "head, or another model than was remembered; pick the head with output="
             )
         check_finite(given, "outputs")
         return given

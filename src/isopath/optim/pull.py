@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from isopath.geometry.divergence import divergence_of
-from isopath.geometry.estimated import Estimated
+from isopath.geometry.estimated import Estimated, check_curvatures
 from isopath.geometry.memory import Memory
 from isopath.geometry.reference import Reference, References
 from isopath.network import Network
@@ -72,6 +72,7 @@ def pulls(
         parts = keep.parts if isinstance(keep, References) else (keep,)
         held = [Rows(p, 1 / _scale(p.divergence), network, seed + i) for i, p in enumerate(parts)]
         return [], held, held
+    check_curvatures(keep, network)
     scale = _scale(keep.divergence)
     with_rows = [task for task in keep.tasks if task.outputs is not None]
     told = [Rows(part, task.weight / scale, network, seed + i)
