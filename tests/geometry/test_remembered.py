@@ -68,3 +68,11 @@ def test_a_network_of_other_widths_is_named_with_every_shape_that_differs():
     wider = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 3)).double()
     with pytest.raises(ValueError, match=r"3 parameters do not fit: '0\.weight'"):
         memory.tasks[0].curvature.metric(Network(wider).space)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    both = ip.Memory(examples=10, factors=True).remember(model, ROWS)
+    for use in (
+        lambda: ip.trace(mlp(), both, ip.Task(ROWS, LABELS)),
+        lambda: ip.optim.Invariant(torch.optim.SGD((other := mlp()).parameters(), 0.1), other, both),
+    ):
+        with pytest.raises(ValueError, match=r"of another network, 2 parameters do not fit: '4\.weight'"):
+            use()
