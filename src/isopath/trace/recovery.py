@@ -184,8 +184,9 @@ def recovered(
         first.lerp_(gradient, 1 - a)
         second.lerp_(gradient.square_(), 1 - b)
         # Adam's constant under the root, in units of the gradient's: a drift may be as small as 1e-6
-        root = (second / (1 - b**count)).sqrt_()
-        root.add_(1e-3 * root.sum() / support.sum().clamp_min(1)).clamp_min_(torch.finfo(theta.dtype).tiny)
+        # raised from zero, which most entries of a sparse network are and of which a root takes twenty times as long
+        root = (second / (1 - b**count)).clamp_min_(torch.finfo(theta.dtype).tiny).sqrt_()
+        root.add_(1e-3 * root.sum() / support.sum().clamp_min(1))
         length = rate * min(1.0, count / max(1, recovery.warmup))
         theta.addcdiv_(first, root, value=-length / (1 - a**count))
     theta = normed.left(theta, measured) * support if normed else theta
