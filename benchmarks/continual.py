@@ -128,7 +128,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
     "permuted-10": {
         "fine-tuning": rates((0.05, 0.01)), "joint": rates((0.1, 0.05)),
         "ewc": [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)],
-        "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)],
+        "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)]  # and as published
+        + [{"rate": 0.05, "share": [0.95, 0.99, 0.99]}, {"rate": 0.25, "share": [0.95, 0.99, 0.99], **PLAIN}],
         "kronecker posterior": [{**settings, "merge": True} for settings in PERMUTED],
         "isopath": PERMUTED,
     },

@@ -14,7 +14,8 @@ class GPM(Learner):
     """Gradient projection memory (Saha et al. 2021, arXiv 2103.09762): no step within the span of old inputs.
 
     Of linear layers: after each task the basis of every layer's inputs grows by the leading left singular vectors of
-    what it does not cover yet, until a `share` of the inputs' energy is covered. A bias is a weight whose input is 1.
+    what it does not cover yet, until a `share` of the inputs' energy (one for all layers, or one each) is covered. A
+    bias is a weight whose input is 1.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -43,9 +44,10 @@ class GPM(Learner):
             self.model(stage.x[chosen])
         for hook in hooks:
             hook.remove()
-        share = self.settings["share"]
+        given = self.settings["share"]
+        shares = given if isinstance(given, list) else [given] * len(self.layers)
         for k, layer in enumerate(self.layers):
-            rows, basis = seen[id(layer)], self.bases[k]
+            rows, basis, share = seen[id(layer)], self.bases[k], shares[k]
             inputs = (rows if layer.bias is None else torch.cat([rows, rows.new_ones(len(rows), 1)], 1)).T
             rest = inputs - basis @ (basis.T @ inputs)
             left, values, _ = torch.linalg.svd(rest, full_matrices=False)
