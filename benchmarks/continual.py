@@ -69,13 +69,16 @@ PLAIN = {"optimizer": "sgd"}  # as the protocols of dark experience replay have 
 DRAWN = {"factors": False, "drawn": 100_000, "kept": 384, "replay": 1.0, "even": True, "strength": 0.0, "damping": 1.0,
          "measured": 60_000}
 FINER = {"strength": 3.0, "damping": 0.3, "rank": 256, "measured": 30_000, "renew": 5}
+FINER_LATER = [0.95, 0.99, 0.99]  # of each layer's inputs, as gradient projection memory was published
 DRIFTING: dict[str, Grid] = {
     "fine-tuning": [*rates((0.03, 0.01)), {"rate": 0.2, **PLAIN}],
     "joint": [*rates((0.2, 0.1)), {"rate": 0.2, **PLAIN}],
     "ewc": [*({"rate": 0.01, "strength": s} for s in (1.0, 10.0, 100.0)), {"rate": 0.1, "strength": 10.0, **PLAIN}],
     "si": [*rates((0.01,), strength=0.1, floor=0.1), {"rate": 0.1, "strength": 0.5, "floor": 1.0, **PLAIN}],
     "lwf": [g for s in (0.5, 1.0) for g in rates((0.01,), strength=s, temperature=2.0)],
-    "gpm": [g for s in (0.95, 0.99) for g in rates((0.03,), share=s)] + [{"rate": 0.1, "share": 0.97, **PLAIN}],
+    "gpm": [g for s in (0.95, 0.99) for g in rates((0.03,), share=s)] + [
+        {"rate": 0.1, "share": 0.97, **PLAIN}, {"rate": 0.03, "share": FINER_LATER},
+        {"rate": 0.1, "share": FINER_LATER, **PLAIN}],
     "er": [*rates((0.03,)), {"rate": 0.2, **PLAIN}], "a-gem": [*rates((0.03,)), {"rate": 0.1, **PLAIN}],
     "der++": [*({"rate": r, "alpha": 1.0, "beta": 1.0} for r in (0.1, 0.03)),
               {"rate": 0.1, "alpha": 1.0, "beta": 1.0, **PLAIN}, {"rate": 0.2, "alpha": 1.0, "beta": 0.5, **PLAIN},
@@ -128,8 +131,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
     "permuted-10": {
         "fine-tuning": rates((0.05, 0.01)), "joint": rates((0.1, 0.05)),
         "ewc": [{"rate": 0.02, "strength": s} for s in (3.0, 30.0, 300.0)],
-        "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)]  # and as published
-        + [{"rate": 0.05, "share": [0.95, 0.99, 0.99]}, {"rate": 0.25, "share": [0.95, 0.99, 0.99], **PLAIN}],
+        "gpm": [g for s in (0.95, 0.99) for g in rates((0.05, 0.02), share=s)]
+        + [{"rate": 0.05, "share": FINER_LATER}, {"rate": 0.25, "share": FINER_LATER, **PLAIN}],
         "kronecker posterior": [{**settings, "merge": True} for settings in PERMUTED],
         "isopath": PERMUTED,
     },
@@ -145,7 +148,7 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "ewc": [{"rate": 0.03, "strength": s} for s in (10.0, 100.0)],
         "si": [{"rate": 0.03, "strength": s, "floor": 0.1} for s in (1.0, 10.0)],
         "lwf": rates(MID, strength=1.0, temperature=2.0),
-        "gpm": [g for s in (0.95, 0.99) for g in rates((0.03,), share=s)],
+        "gpm": [g for s in (0.95, 0.99, FINER_LATER) for g in rates((0.03,), share=s)],
         "er": rates((0.1, 0.03, 0.01)), "a-gem": rates(MID),
         "der++": [g for a, b in ((0.2, 1.0), (0.5, 0.5)) for g in rates((0.1, 0.03), alpha=a, beta=b)],
         "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s)],
