@@ -314,17 +314,6 @@ def test_running_statistics_that_curvature_does_not_see_are_warned_of_and_rows_s
         trained(model, ip.optim.Invariant(torch.optim.SGD(model.parameters(), 0.1), model, memory), 2)
 
 
-def test_parameters_that_nothing_reads_and_nothing_pulls_are_left_alone():
-    model = mlp()
-    model.spare = nn.Linear(2, 2).double()
-    before = model.spare.weight.clone()
-    model.forward = lambda x: model[2](model[1](model[0](x)))
-    memory = ip.Memory(examples=0, factors=True).remember(model, X)
-    optimizer = ip.optim.Invariant(torch.optim.AdamW(model.parameters(), 0.1, weight_decay=0.5), model, memory)
-    trained(model, optimizer, 3)
-    assert torch.equal(model.spare.weight, before)
-
-
 def test_in_mixed_precision_drift_is_measured_in_float32():
     torch.manual_seed(0)
     model = mlp().float()

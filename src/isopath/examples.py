@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler, default_collate
-from torch.utils.data.distributed import DistributedSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 Tree = Any  # a tensor, or a tuple, list or mapping of trees
 
@@ -71,9 +70,9 @@ def _check_sampler(loader: DataLoader[Any], what: str) -> None:
     """Refuses a sampler that does not go over every row: rows are addressed by index, not through it."""
     sampler: Any = loader.sampler
     rows = len(loader.dataset)  # type: ignore[arg-type]
-    if isinstance(sampler, DistributedSampler) or not hasattr(sampler, "__len__"):
+    if isinstance(sampler, torch.utils.data.DistributedSampler) or not hasattr(sampler, "__len__"):
         return
-    if isinstance(sampler, WeightedRandomSampler) or len(sampler) != rows:
+    if isinstance(sampler, torch.utils.data.WeightedRandomSampler) or len(sampler) != rows:
         raise ValueError(
             f"{what} is a DataLoader whose {type(sampler).__name__} draws {len(sampler)} of {rows} rows, but rows are "
             "addressed by index; give torch.utils.data.Subset(dataset, indices)"

@@ -306,8 +306,8 @@ class Invariant(Optimizer):
 
     def _add(self, pull: Tensor) -> None:
         for parameter, value in zip(self._parameters, self.network.space.unflatten(pull).values()):
-            if parameter.grad is None:  # where nothing pulls either the base optimiser leaves it alone: no decay
-                parameter.grad = value.clone() if bool(value.any()) else None
+            if parameter.grad is None:
+                parameter.grad = value.clone()
             else:
                 parameter.grad.add_(value)
 
