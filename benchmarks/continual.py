@@ -121,7 +121,7 @@ VENTURED: dict[str, Grid] = {
 }  # fmt: skip
 FEW = {"kept": 32}  # kept rows in a step, as many as new ones
 REPLAYED: dict[str, Grid] = {
-    "fine-tuning": rates(MID), "joint": rates((*MID, 0.2)), "er": rates(MID, **FEW),
+    "fine-tuning": rates(MID), "joint": rates((*MID, 0.2, 0.4)), "er": rates(MID, **FEW),
     "der++": [g for a, b in ((0.2, 0.5), (0.5, 0.5)) for g in rates(MID, alpha=a, beta=b, **FEW)],
     "penalty": [g for s in (1.0, 10.0) for g in rates((0.02, 0.005), strength=s, **FEW)],
     "isopath, examples": kept(MID, (1.0,), factors=False, **FEW),
