@@ -16,7 +16,7 @@ BLUE, ORANGE, GREY, INK = "#2f6fb0", "#d9730d", "#9aa3ad", "#23292f"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results" / "continual"
 PANELS = {
     "permuted-10": ("Ten permutations of MNIST, no data kept", 50),
-    "split-class": ("MNIST, two digits at a time, 200 rows kept (drawn: none)", 0),
+    "split-class": ("MNIST, two digits at a time, at most 200 rows kept", 0),
     "split-domain": ("Even or odd: no data kept (both: and 200 rows)", 40),
     "cifar-class": ("CIFAR-10, two classes at a time, 500 rows kept", 0),
 }  # and where the axis begins
