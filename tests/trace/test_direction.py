@@ -149,3 +149,15 @@ def test_a_correction_that_does_not_help_is_not_applied():
     frame = Frame(Identity(51, -1.0), 0.0)  # uphill
     found = GaussNewton(tries=2)(kept, frame, theta, kept.drift(theta), 1e-9, 1.0)
     assert not found.applied and found.theta is theta and found.length == pytest.approx(0.16)
+
+
+def test_what_rounding_leaves_of_a_projection_is_no_direction():
+    model = torch.nn.Linear(2, 3).double()
+    network = Network(model)
+    kept = ip.Reference(x(6, 2), "squared_error").whole(network, network.start)  # its rows see every parameter
+    frame = ip.NullSpace("gram").frame(network, network.start, kept.batches)
+    for seed in range(5):
+        assert not ip.NullSpace("gram").tangent(x(9, seed=seed), frame).any()
+    few = ip.Reference(x(2, 2), "squared_error").whole(network, network.start)
+    frame = ip.NullSpace("gram").frame(network, network.start, few.batches)
+    assert ip.NullSpace("gram").tangent(x(9), frame).norm() > 0.1

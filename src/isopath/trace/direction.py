@@ -101,6 +101,7 @@ class Direction(ABC):
 SHRINKAGE = 0.1
 SHRUNK = ("kronecker", "ekfac", "preconditioned")
 DAMPING = 0.1
+ROUNDING = 100  # units in the last place of a cotangent that its projection is known to
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,10 @@ class NullSpace(Direction):
     def tangent(self, cotangent: Tensor, frame: Frame) -> Tensor:
         """-P m."""
         if isinstance(frame.metric, Gram):
-            return -frame.metric.project(cotangent)
+            found = frame.metric.project(cotangent)
+            # of a cotangent with no part in the null space rounding is left, which points anywhere, uphill or down
+            some = found.norm() > ROUNDING * torch.finfo(found.dtype).eps * cotangent.norm()
+            return -found if bool(some) else torch.zeros_like(found)
         return frame.metric.solve(cotangent, frame.damping).mul_(-frame.damping)
 
 
