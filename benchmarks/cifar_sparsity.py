@@ -42,7 +42,7 @@ from benchmarks.sparsity import LOGITS, OURS, SIZE, SURGEONS, Settings, cut, gra
 from isopath.trace import NaturalGradient, Recovery
 
 HELD, PASSES, STEPS = 5000, 3, 50
-SLIMMED_PASSES, COPIES, MOVED = 10, 8, 2
+SLIMMED_PASSES, COPIES, MOVED = 16, 8, 2
 SPLIT = 0.98  # of the reference, what recovery sees; the rest judges the drift
 KEPT = {"divergence": "squared_error"}
 UNITS = (*JOINED, "symmetry/units", "symmetry/compaction", "symmetry/trial")

@@ -108,7 +108,7 @@ class Invariant(Optimizer):
         self._curved, self._rows, self._told = pulls(keep, self.network, seed)
         self._metric: Kronecker | None = None
         self._damping = 1.0
-        self._scratch: dict[int, Tensor] = {}
+        self._scratch: dict[int, tuple[Tensor, list[Tensor]]] = {}  # each with its views in the parameters' shapes
         self._held: Tensor | None = None  # the pull of kept curvature, as it was last computed
         self._steered: Tensor | None = None  # where the last steering left the weights, if they have moved since
         self._unsteered = 0  # steps since then
@@ -155,9 +155,9 @@ class Invariant(Optimizer):
         if self._metric is None:
             self.base.step()
         else:
-            here = self._point(self._buffer(3 if self._unsteered else 0))
-            self._steered = self._steered if self._unsteered else here
-            self._add(self._pull(here))
+            if not self._unsteered:
+                self._steered = self._point(self._buffer(0))
+            self._add(self._pull())
             self.base.step()
             self._unsteered += 1
             if self._unsteered >= self.steer_every:
@@ -201,14 +201,19 @@ class Invariant(Optimizer):
         """As the base optimiser's."""
         self.base.zero_grad(set_to_none)
 
-    def _pull(self, theta: Tensor) -> Tensor:
+    def _pull(self) -> Tensor:
         """λ Σ ∇D_t, in the units of the loss; of a task that has both, by its rows and by its curvature."""
-        if self._held is None or self.steps % self.renew == 0:
-            self._held = self._summed(self._curved, theta)
-        return self._summed(self._rows, theta).add_(self._held) if self._rows else self._held
+        renewed = self._held is None or self.steps % self.renew == 0
+        if self._rows or renewed:
+            here = self._steered if not self._unsteered else self._point(self._buffer(3))
+            assert here is not None
+        if renewed:
+            self._held = self._summed(self._curved, here, self._buffer(4))
+        assert self._held is not None
+        return self._summed(self._rows, here, self._buffer(5)).add_(self._held) if self._rows else self._held
 
-    def _summed(self, pulls: Sequence[Rows | Curved], theta: Tensor) -> Tensor:
-        total = torch.zeros_like(theta)
+    def _summed(self, pulls: Sequence[Rows | Curved], theta: Tensor, total: Tensor) -> Tensor:
+        total.zero_()
         for pull in pulls:
             if isinstance(pull, Curved):
                 found = pull.estimate.pull(theta, self._buffer(1), self._buffer(2))
@@ -296,20 +301,26 @@ class Invariant(Optimizer):
     def _buffer(self, index: int) -> Tensor:
         """One of a few vectors of P that every step writes over: fresh memory of that size costs more than the sums."""
         if index not in self._scratch:
-            self._scratch[index] = torch.empty_like(self.network.start)
-        return self._scratch[index]
+            vector = torch.empty_like(self.network.start)
+            self._scratch[index] = vector, list(self.network.space.unflatten(vector).values())
+        return self._scratch[index][0]
+
+    def _views(self, theta: Tensor) -> list[Tensor]:
+        """In the parameters' shapes; of a buffer, as they were cut once."""
+        found = [views for vector, views in self._scratch.values() if vector is theta]
+        return found[0] if found else list(self.network.space.unflatten(theta).values())
 
     @torch.no_grad()
     def _write(self, theta: Tensor) -> None:
-        for parameter, value in zip(self._parameters, self.network.space.unflatten(theta).values()):
-            parameter.copy_(value)
+        torch._foreach_copy_(self._parameters, self._views(theta))
 
     def _add(self, pull: Tensor) -> None:
-        for parameter, value in zip(self._parameters, self.network.space.unflatten(pull).values()):
-            if parameter.grad is None:
-                parameter.grad = value.clone()
-            else:
-                parameter.grad.add_(value)
+        views = self._views(pull)
+        if any(parameter.grad is None for parameter in self._parameters):
+            for parameter, value in zip(self._parameters, views):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(value)
+        torch._foreach_add_([parameter.grad for parameter in self._parameters], views)
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
@@ -329,7 +340,7 @@ class Invariant(Optimizer):
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The base optimiser's state and its own."""
         own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
-        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": self._held}
+        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": None if self._held is None else self._held.clone()}
         own |= {"curved": len(self._curved)}
         own |= {"steered": None if self._steered is None else self._steered.clone(), "unsteered": self._unsteered}
         return {**self.base.state_dict(), "invariant": own}
@@ -361,7 +372,9 @@ class Invariant(Optimizer):
         self._write(theta.to(now))
         self._build(buffers)
         self._write(now)
-        self.strength, self._held = own["strength"], own["held"]
+        self.strength, self._held = own["strength"], None
+        if own["held"] is not None:
+            self._held = self._buffer(4).copy_(own["held"])
         steered, self._unsteered = own["steered"], own["unsteered"]
         self._steered = None if steered is None else self._buffer(0).copy_(steered)
 
