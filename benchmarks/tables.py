@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from scipy.stats import t as student
+
 from benchmarks.pack import METHODS as PACKINGS
 from benchmarks.sparsity import STUDIES
 from benchmarks.tasks.mixed import CLASSES
@@ -64,15 +66,27 @@ SPARSE = {
     "512": "784-300-100-10, 512 images",
     "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images, twelve each",
 }  # fmt: skip
+PAIRED = {  # ours, the strongest of the others, and what to subtract
+    "sparsity/all": ("isopath, metric", "gradual, distilled", "lost", "784-300-100-10, all images"),
+    "sparsity/longer": ("isopath, metric", "gradual, distilled", "lost", "the same, three times the evaluations"),
+    "sparsity/512": ("isopath, metric", "gradual, distilled by logits", "lost", "the same, 512 images"),
+    "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "lost", "784-40-20-10, all images"),
+    "surgery": ("isopath", "WoodFisher", "lost", "the same, no gradient step, 2,048 images"),
+}
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
 
 
-def values(protocol: str, method: str, key: str) -> list[float]:
+def by_seed(protocol: str, method: str, key: str) -> dict[int, float]:
     """One figure of every seed that is there."""
     files = sorted((RESULTS / protocol).glob(f"{method}-[0-9].json"))
-    found = [json.loads(file.read_text()).get(key) for file in files]
-    return [value for value in found if value is not None]
+    found = {int(file.stem.rsplit("-", 1)[1]): json.loads(file.read_text()).get(key) for file in files}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def values(protocol: str, method: str, key: str) -> list[float]:
+    """The same, in the order of the seeds."""
+    return list(by_seed(protocol, method, key).values())
 
 
 def spread(numbers: Sequence[float], digits: int = 2, count: bool = True) -> str:
@@ -176,6 +190,23 @@ def pruned(study: str) -> str:
     rows = [[bold(method), *(spread(values(f"sparsity/{study}/{share}", method, "lost")) for share in shares)]
             for method in STUDIES[study].methods]  # fmt: skip
     return ruled([f"points of MNIST accuracy lost: {SPARSE[study]}", *(f"{s} % zero" for s in shares)], rows)
+
+
+def paired() -> str:
+    """How much more the strongest other method loses than ours, seed by seed, with Student's interval of 95 %."""
+    rows = []
+    for place, (ours, other, key, what) in PAIRED.items():
+        shares = sorted((p.name for p in (RESULTS / place).iterdir() if p.name != "grid"), key=float)
+        for share in shares:
+            here, there = (by_seed(f"{place}/{share}", method, key) for method in (ours, other))
+            apart = [there[seed] - here[seed] for seed in here.keys() & there.keys()]
+            if len(apart) > 1:
+                half = student.ppf(0.975, len(apart) - 1) * statistics.stdev(apart) / len(apart) ** 0.5
+                mean = statistics.mean(apart)
+                said = f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}] ({len(apart)})"
+                rows.append([f"{what}: {share} % zero", bold(ours), other, said])
+    heads = ["points of MNIST accuracy", "ours", "the strongest other", "that it loses more, paired by seed, 95 %"]
+    return ruled(heads, rows)
 
 
 def pruned_images() -> str:
@@ -311,7 +342,7 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary, "learned": learned, "turned": turned, "against": against, "joined": joined, "curved": curved,
     "in turn": in_turn, "texts": texts, "operated": operated, "text pruned": text_pruned,
-    "generated": generated, "pruned vgg": pruned_images, "slimmed": slimmed,
+    "generated": generated, "pruned vgg": pruned_images, "paired": paired, "slimmed": slimmed,
     **{f"robust {study}": partial(robust, study) for study in ATTACKED},
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
     **{f"packed {name}": partial(packed, name) for name in PACKED},

@@ -282,6 +282,15 @@ def test_frozen_parameters_may_stand_in_the_base_optimiser_and_unfrozen_ones_nee
     ip.optim.Invariant(torch.optim.AdamW(model.requires_grad_(True).parameters(), 0.01), model, whole)
 
 
+def test_a_merged_memory_still_knows_what_was_frozen_for_an_earlier_task():
+    model = mlp()
+    model[0].requires_grad_(False)
+    memory = ip.Memory(examples=0, factors=True, merge=True).remember(model, X)
+    memory = memory.remember(model.requires_grad_(True), X)
+    with pytest.raises(ValueError, match=r"no curvature of '0\.weight', '0\.bias', which were frozen"):
+        ip.optim.Invariant(torch.optim.AdamW(model.parameters(), 0.01), model, memory)
+
+
 def _saved(memory):
     path = Path(tempfile.mkdtemp()) / "memory.safetensors"
     memory.save(path)

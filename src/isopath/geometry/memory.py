@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from isopath.space import Trainable
 from isopath.storage import load_tensors, save_tensors
 
 TRIES = 10  # rows drawn for each that is wanted, where the network does not see the class they were drawn for
-CHOICES = ("random", "balanced", "herding", "leverage", "drawn")
+CHOICES = (*get_args(Choice), "drawn")
 FEATURES = 1.0  # split MNIST with two outputs: mean accuracy 62 % at 0, 78 at 0.1, 88 at 1, 90 at 3
 
 
@@ -260,7 +260,8 @@ class Memory:
             merged = Curvature.merged(terms, [*(self.decay for _ in olds), 1.0])
             merged = merged if self.rank is None else merged.truncated(self.rank)
             tasks = [replace(t, curvature=None, centre=None) for t in tasks]
-            task = replace(task, curvature=merged)
+            frozen = dict.fromkeys(name for t in (*olds, task) for name in t.frozen)  # of any: their curvature lacks it
+            task = replace(task, curvature=merged, frozen=tuple(frozen))
         share, left = divmod(self.examples, len(tasks) + 1)
         kept = tuple(t.first(share + (i < left)) for i, t in enumerate((*tasks, task)))
         empty = [t.name for t in kept if not t.rows and not self.factors]
