@@ -81,14 +81,19 @@ METHODS = {
     **dict.fromkeys(SURGEONS, SURGERY),
     "normalised steps": [{"rate": rate, "weight": 10.0} for rate in (0.03, 0.1)],
 }  # fmt: skip
+LABELLED: list[Settings] = [{"rate": 1.6e-2, "divergence": "kl", "labels": 0.5}]
 STUDIES = {
     "vgg": Study(vgg, METHODS, (0.95, 0.9, 0.98)),
     # at the rates that three passes chose
     "longer": Study(vgg, {LOGITS: rates(4e-3), "isopath, metric": ours(1.6e-2)}, (0.9,), 8, "vgg"),
     "moved": Study(vgg, {**dict.fromkeys((LOGITS, "gradual, labels"), rates(4e-3)), "isopath, metric": ours(1.6e-2),
-                         "isopath, labels": [{"rate": 1.6e-2, "divergence": "kl", "labels": 0.5}]},
+                         "isopath, labels": LABELLED},
                    (0.9,), SLIMMED_PASSES, "vgg", True),
-    "resnet": Study(partial(resnet20, 8), METHODS, (0.95, 0.9, 0.98)),
+    # at the rates that the VGG chose
+    "resnet": Study(partial(resnet20, 8), {"one-shot": rates(0.0), LOGITS: rates(4e-3),
+                    "isopath, magnitude": ours(1.6e-2), "isopath, metric": ours(1.6e-2)}, (0.95, 0.9, 0.98)),
+    "resnet, moved": Study(partial(resnet20, 8), {"gradual, labels": rates(4e-3), "isopath, labels": LABELLED},
+                           (0.9,), SLIMMED_PASSES, "resnet", True),
 }
 LEAST = {2: 0.5, 4: 0.75}  # of the weights in eights of each layer's channels: 2.1 and 4.2 times fewer operations
 SLIMMING = {"rate": 1.6e-2, "scope": "layer", "multiple": 8, "divergence": "kl"}

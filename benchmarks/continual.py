@@ -158,11 +158,14 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "isopath, drawn": [{"rate": r, **DRAWN, "drawn": 10_000, "kept": 128} for r in (0.1, 0.2)]
         + [{"rate": 0.1, **DRAWN, "drawn": 10_000, "kept": 128, "strength": 0.1}],
     },
-    "split-domain": VENTURED,
+    "split-domain": {**VENTURED, "isopath, both": [*VENTURED["isopath, both"], *(
+        {**SQUARED, "features": 1.0, "examples": True, "replay": 4.0, "rank": 400, "measured": 10_000, "choose": c}
+        for c in ("random", "herding"))]},
     "split-task": VENTURED,
     "cifar-class": REPLAYED,
     "cifar-task": {
         **REPLAYED,
+        "isopath": [g for s in (1.0, 3.0) for g in curved((0.1,), strength=s, measured=5000, renew=5)],
         "der++": [*REPLAYED["der++"], {"rate": 0.2, "alpha": 0.5, "beta": 0.5, **FEW}],
         "isopath, examples": [*REPLAYED["isopath, examples"], *kept((0.1,), (3.0,), factors=False, **FEW),
                               *kept((0.2,), (1.0,), factors=False, **FEW)],

@@ -215,6 +215,8 @@ def main() -> None:
                 row = run(f"ensembles/{name}/grid", label, 0, settings, args, work, ran)
                 near = bool(row) and abs(row["clean"] - row["start"]) <= 0.5  # type: ignore[index]
                 tried += [((near, row["transfer"]), settings)] if row else []
+            if len(grid) > 1 and len(tried) < len(grid):
+                continue  # the time is up
             best = grid[0] if len(grid) == 1 else max(tried, key=lambda one: one[0])[1]
             for seed in args.seeds:
                 work = partial(measured, args.data, name, method, best, seed, False)
