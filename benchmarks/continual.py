@@ -165,7 +165,8 @@ GRIDS: dict[str, dict[str, Grid]] = {
     "cifar-class": REPLAYED,
     "cifar-task": {
         **REPLAYED,
-        "isopath": [g for s in (1.0, 3.0) for g in curved((0.1,), strength=s, measured=5000, renew=5)],
+        "isopath": [*(g for s in (1.0, 3.0) for g in curved((0.1,), strength=s, measured=5000, renew=5)),
+                    *curved((0.1,), measured=5000, renew=10, steer_every=10)],
         "der++": [*REPLAYED["der++"], {"rate": 0.2, "alpha": 0.5, "beta": 0.5, **FEW}],
         "isopath, examples": [*REPLAYED["isopath, examples"], *kept((0.1,), (3.0,), factors=False, **FEW),
                               *kept((0.2,), (1.0,), factors=False, **FEW)],

@@ -73,6 +73,11 @@ PAIRED = {  # ours, the strongest of the others, and what to subtract
     "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "lost", "784-40-20-10, all images"),
     "surgery": ("isopath", "WoodFisher", "lost", "the same, no gradient step, 2,048 images"),
 }
+NETWORK = {"vgg": "VGG", "resnet": "ResNet"}
+IMAGES = {
+    "vgg": {"vgg": "", "longer": "; eight passes", "moved": "; sixteen passes over moved copies"},
+    "resnet": {"resnet": "", "resnet, moved": "; sixteen passes over moved copies"},
+}
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
 
@@ -209,20 +214,18 @@ def paired() -> str:
     return ruled(heads, rows)
 
 
-def pruned_images() -> str:
+def pruned_images(name: str) -> str:
     """CIFAR-10 networks made sparse."""
-    from benchmarks.cifar_sparsity import STUDIES
+    from benchmarks.cifar_sparsity import STUDIES as NETWORKS
 
-    rows = []
-    for method in STUDIES["vgg"].methods:
-        lost = [values(f"cifar_sparsity/vgg/{share}", method, "lost") for share in (90, 95, 98)]
-        rows += [[bold(method), *map(spread, lost)]] if any(lost) else []
-    for method in STUDIES["longer"].methods:
-        found = values("cifar_sparsity/longer/90", method, "lost")
-        rows += [[f"{bold(method)}; eight passes", spread(found), "–", "–"]] if found else []
-    dense = spread(values("cifar_sparsity/vgg/95", "one-shot", "dense"), 1, count=False)
-    heads = [f"points of CIFAR-10 accuracy lost ({dense} %): a VGG", *(f"{share} % zero" for share in (90, 95, 98))]
-    return ruled(heads, rows)
+    shares, rows = (90, 95, 98), []
+    for study, said in IMAGES[name].items():
+        for method in NETWORKS[study].methods:
+            lost = [values(f"cifar_sparsity/{study}/{share}", method, "lost") for share in shares]
+            rows += [[bold(method) + said, *map(spread, lost)]] if any(lost) else []
+    dense = spread(values(f"cifar_sparsity/{name}/95", "one-shot", "dense"), 1, count=False)
+    what = f"points of CIFAR-10 accuracy lost ({dense} %): a {NETWORK[name]}"
+    return ruled([what, *(f"{share} % zero" for share in shares)], rows)
 
 
 def slimmed() -> str:
@@ -342,7 +345,8 @@ def summary() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "summary": summary, "learned": learned, "turned": turned, "against": against, "joined": joined, "curved": curved,
     "in turn": in_turn, "texts": texts, "operated": operated, "text pruned": text_pruned,
-    "generated": generated, "pruned vgg": pruned_images, "paired": paired, "slimmed": slimmed,
+    "generated": generated, "paired": paired, "slimmed": slimmed,
+    **{f"pruned {name}": partial(pruned_images, name) for name in IMAGES},
     **{f"robust {study}": partial(robust, study) for study in ATTACKED},
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
     **{f"packed {name}": partial(packed, name) for name in PACKED},

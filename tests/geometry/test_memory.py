@@ -425,3 +425,21 @@ def test_a_frozen_network_is_remembered_by_rows_and_what_moves_by_curvature():
     whole = ip.Memory(examples=0, factors=True).remember(mlp(), x, trainable=["2.*"])
     assert set(whole.tasks[0].curvature.shapes) == {"2.weight", "2.bias"}
     ip.optim.Invariant(torch.optim.SGD(model[2].parameters(), 0.1), model, whole)
+
+
+def test_entries_whose_products_leave_the_normal_range_stay_out_of_a_metric():
+    model, x = mlp().float(), data()[0].float()
+    x[:, 0] *= 1e-25  # an input that is nearly always zero
+    kept, space = curvature(model, x), Network(model).space
+
+    def tiny(vectors: torch.Tensor) -> bool:
+        return bool(((vectors != 0) & (vectors.abs() < torch.finfo(torch.float32).tiny ** 0.5)).any())
+
+    assert tiny(kept.layers[0].tensors["input_vectors"])
+    metric = kept.metric(space)
+    assert not any(tiny(vectors) for b in metric.blocks for vectors in (b.input_vectors, b.output_vectors))
+    whole = kept.layers[0].block({"0.weight": slice(0, 35), "0.bias": slice(35, 42)}, space)
+    v, out = torch.randn(space.dimension), torch.empty(space.dimension)
+    whole.apply(v, out, lambda values: values)
+    exact = ip.Reference(x).metric(model, "kronecker", samples=None, coverage=1.0).mv(v)
+    assert torch.allclose(out[:42], exact[:42], atol=1e-5 * float(exact.abs().max()))
