@@ -1,9 +1,11 @@
-"""The cost of one product with the exact metric, and of one step of a path to sparsity, in gradients of the same batch.
+"""What a product with the exact metric and a step of a path to sparsity cost, in gradients; what fewer channels save.
 
 Ratios of medians within one run. Products: MLP, convolutional and attention networks, all with their reference in one
 batch and in two, and the same attention backend. Steps: rounds of 50 steps of 128 rows, with the choice of what goes,
 the metric behind it and the judge, to a plain forward and backward pass over 128 rows; LeNet-300-100 with 60,000 rows
-and a VGG with 90,000. Takes no data.
+and a VGG with 90,000. Channels: the forward pass of 256 images by the VGG of `benchmarks/cifar_sparsity.py`, to that of
+what `ip.compact` leaves of it with half of each layer's channels gone, in eights (random weights: the widths are those
+of its rows). Takes no data.
 
     python -m benchmarks.cost --data .
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import isopath as ip
+from benchmarks.cifar_sparsity import SLIMMED, UNITS
 from benchmarks.harness import GROUND, RESULTS, arguments, run, table
 from benchmarks.networks import vgg
 from benchmarks.sparsity import OURS, network
@@ -111,9 +114,36 @@ def sparsifying(name: str) -> dict[str, float]:
     }  # fmt: skip
 
 
+def slimmer() -> dict[str, float]:
+    """The time of the dense network by that of the compact one, in turns."""
+    torch.manual_seed(0)
+    x, settings = torch.rand(2000, 3, 16, 16), SLIMMED["isopath, labels"][0]
+    x = x.contiguous(memory_format=torch.channels_last)
+    dense = vgg().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], multiple=settings["multiple"])
+    *_, last = ip.steps(dense, ip.Reference(x, split=0.9), objective, 1e9, 2, corrector=None)
+    small = ip.compact(last.model(), x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def passed(model: nn.Module) -> Any:
+        with torch.no_grad():
+            return model(x[:256])
+
+    for model in (dense, small) * 3:
+        passed(model)
+    taken = [(timed(partial(passed, dense)), timed(partial(passed, small))) for _ in range(40)]
+    ratios = [a / b for a, b in taken]
+    ends = statistics.quantiles(ratios, n=10)
+    return {
+        "ratio": statistics.median(a for a, _ in taken) / statistics.median(b for _, b in taken), "low": ends[0],
+        "high": ends[-1], "operations": ip.footprint(dense, x[:256]).flops / ip.footprint(small, x[:256]).flops,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Runs what is missing and prints the table."""
     args, rows = arguments(__doc__ or ""), []
+    ran = (*GROUND, *UNITS, "objectives/channels")
+    rows.append(run("cost", f"channels-vgg, {args.threads} threads", 0, {}, args, slimmer, ran))
     for name in ("lenet", "vgg"):
         ran = (*GROUND, *OURS, "trace/normalisation")
         rows.append(run("cost", f"sparsity-{name}", 0, {"rounds": ROUNDS}, args, partial(sparsifying, name), ran))
@@ -124,7 +154,7 @@ def main() -> None:
                 return ratio(model, x, batches)
 
             rows.append(run("cost", f"{name}-{batches}", 0, {"rows": len(x), "batches": batches}, args, work))
-    text = table(rows, ["ratio", "low", "high", "gradient_ms"])
+    text = table(rows, ["ratio", "low", "high", "gradient_ms", "operations"])
     (RESULTS / "cost.md").write_text(text + "\n")
     print(text)
 
