@@ -158,9 +158,7 @@ GRIDS: dict[str, dict[str, Grid]] = {
         "isopath, drawn": [{"rate": r, **DRAWN, "drawn": 10_000, "kept": 128} for r in (0.1, 0.2)]
         + [{"rate": 0.1, **DRAWN, "drawn": 10_000, "kept": 128, "strength": 0.1}],
     },
-    "split-domain": {**VENTURED, "isopath, both": [*VENTURED["isopath, both"], *(
-        {**SQUARED, "features": 1.0, "examples": True, "replay": 4.0, "rank": 400, "measured": 10_000, "choose": c}
-        for c in ("random", "herding"))]},
+    "split-domain": VENTURED,
     "split-task": VENTURED,
     "cifar-class": REPLAYED,
     "cifar-task": {

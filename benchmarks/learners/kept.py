@@ -42,7 +42,7 @@ class Kept(Learner):
         own = self.settings
         self.memory = ip.Memory(
             examples=own.get("drawn") or (self.rows if own.get("examples") else 0), factors=own.get("factors", True),
-            choose="drawn" if own.get("drawn") else own.get("choose", "random"), sketch=own.get("sketch", (8, 24, 96)),
+            choose="drawn" if own.get("drawn") else "random", sketch=own.get("sketch", (8, 24, 96)),
             merge=own.get("merge", False), rank=own.get("rank"), divergence=own.get("divergence", "kl"),
             measured=own.get("measured", 10_000), features=own.get("features", 0.0), samples=own.get("samples"),
         )  # fmt: skip
