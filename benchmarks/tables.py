@@ -232,12 +232,12 @@ def slimmed() -> str:
     """CIFAR-10 networks with fewer channels."""
     from benchmarks.cifar_sparsity import LEAST, SLIMMED
 
-    keys, rows = ("operations", "lost", "faster", "smaller"), []
+    keys, rows = ("operations", "lost", "smaller"), []
     for least in LEAST:
         for method in SLIMMED:
             found = [values(f"cifar_sparsity/channels/{least}", method, key) for key in keys]
             rows += [[f"{bold(method)}, at least {least} times", *map(spread, found)]] if any(found) else []
-    heads = ("fewer operations", "points lost", "faster", "fewer parameters")
+    heads = ("fewer operations", "points lost", "fewer parameters")
     return ruled(["channels of the VGG", *heads], rows)
 
 
