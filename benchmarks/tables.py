@@ -54,7 +54,8 @@ LEARNED = {
     "backtracking": "gradient descent, backtracking on drift", "fine_tuning": "plain fine-tuning",
     "joint": "joint training (all of MNIST)",
 }  # fmt: skip
-MANY = {"independent": "trained one by one, 20 networks", "generator": "**isopath generate**, 100 samples"}
+MANY = {"independent": "trained one by one", "generator": "**isopath generate**, 100 samples"}
+GENERATED = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar16": "CIFAR-10 at 16 × 16"}
 SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath")
 PACKED = {
     "mixed": "four tasks in one network, 8 epochs, accuracy, %",
@@ -273,10 +274,14 @@ def packed(name: str) -> str:
 def generated() -> str:
     """A manifold of networks."""
     keys = ("accuracy", "best", "together", "disagreement", "distance", "dimension")
-    rows = [[name, *(spread(values("generate/mnist", method, key), 1 if key == "dimension" else 2) for key in keys)]
-            for method, name in MANY.items()]  # fmt: skip
+    rows = []
+    for place, what in GENERATED.items():
+        for method, name in MANY.items():
+            found = [values(f"generate/{place}", method, key) for key in keys]
+            cells = [spread(one, 1 if key == "dimension" else 2) for key, one in zip(keys, found)]
+            rows.append([f"{what}: {name}", *cells])
     heads = ["one network", "the best", "together", "two differ", "distance", "dimension"]
-    return ruled(["a small CNN on MNIST, test accuracy, %", *heads], rows)
+    return ruled(["small CNNs, test accuracy, %", *heads], rows)
 
 
 def robust(study: str) -> str:
