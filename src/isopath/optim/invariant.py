@@ -96,7 +96,7 @@ class Invariant(Optimizer):
             )
         self.base, self.network = base, Network(model, trainable)
         named = dict(model.named_parameters())
-        self._parameters = [named[name] for name in self.network.space.names]
+        self._parameters: list[Tensor] = [named[name] for name in self.network.space.names]
         _same_parameters(base, self._parameters, model)
         super().__init__(base.param_groups, base.defaults)
         self.state = base.state
@@ -204,9 +204,8 @@ class Invariant(Optimizer):
     def _pull(self) -> Tensor:
         """λ Σ ∇D_t, in the units of the loss; of a task that has both, by its rows and by its curvature."""
         renewed = self._held is None or self.steps % self.renew == 0
-        if self._rows or renewed:
-            here = self._steered if not self._unsteered else self._point(self._buffer(3))
-            assert here is not None
+        here = self._point(self._buffer(3)) if self._unsteered and (self._rows or renewed) else self._steered
+        assert here is not None
         if renewed:
             self._held = self._summed(self._curved, here, self._buffer(4))
         assert self._held is not None
@@ -315,12 +314,11 @@ class Invariant(Optimizer):
         torch._foreach_copy_(self._parameters, self._views(theta))
 
     def _add(self, pull: Tensor) -> None:
-        views = self._views(pull)
-        if any(parameter.grad is None for parameter in self._parameters):
-            for parameter, value in zip(self._parameters, views):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(value)
-        torch._foreach_add_([parameter.grad for parameter in self._parameters], views)
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        torch._foreach_add_(gradients, self._views(pull))
 
     def _buffers(self) -> dict[str, Tensor]:
         return {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}
@@ -339,10 +337,10 @@ class Invariant(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
         """The base optimiser's state and its own."""
+        held, steered = (None if vector is None else vector.clone() for vector in (self._held, self._steered))
         own = {"steps": self.steps, "strength": self.strength, "rollbacks": self.rollbacks, "anchor": self._anchor}
-        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": None if self._held is None else self._held.clone()}
-        own |= {"curved": len(self._curved)}
-        own |= {"steered": None if self._steered is None else self._steered.clone(), "unsteered": self._unsteered}
+        own |= {"built": self._source, "kept": [rows.outputs for rows in self._rows], "held": held}
+        own |= {"curved": len(self._curved), "steered": steered, "unsteered": self._unsteered}
         return {**self.base.state_dict(), "invariant": own}
 
     @torch.no_grad()
