@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import isopath as ip
-from benchmarks.cifar_sparsity import SLIMMED, UNITS
+from benchmarks.cifar_sparsity import SLIMMED, UNITS, fewer
 from benchmarks.harness import GROUND, RESULTS, arguments, run, table
 from benchmarks.networks import vgg
 from benchmarks.sparsity import OURS, network
@@ -117,11 +117,10 @@ def sparsifying(name: str) -> dict[str, float]:
 def slimmer() -> dict[str, float]:
     """The time of the dense network by that of the compact one, in turns."""
     torch.manual_seed(0)
-    x, settings = torch.rand(2000, 3, 16, 16), SLIMMED["isopath, labels"][0]
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = torch.rand(2000, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     dense = vgg().eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    objective = ip.Sparsity(settings["fraction"], "channels", settings["scope"], multiple=settings["multiple"])
-    *_, last = ip.steps(dense, ip.Reference(x, split=0.9), objective, 1e9, 2, corrector=None)
+    halved = fewer(SLIMMED["isopath, labels"][0])
+    *_, last = ip.steps(dense, ip.Reference(x, split=0.9), halved, 1e9, 2, corrector=None)
     small = ip.compact(last.model(), x[:2]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def passed(model: nn.Module) -> Any:

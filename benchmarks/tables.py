@@ -326,9 +326,9 @@ def summary() -> str:
          f"{after(tasks + 'cifar-class', 'der++')} (DER++)"],
         ["MiniLM, four text tasks, no text kept: %", after("texts", "isopath"),
          f"{after('texts', 'fine-tuning')} (fine-tuning), {after('texts', 'separate')} (a network each)"],
-        ["98 % of a network's weights zero, no labels, 24 evaluations an image: points lost",
-         one("sparsity/longer/98", "isopath, metric", "lost", 2),
-         f"{one('sparsity/longer/98', 'gradual, distilled', 'lost', 2)} (gradual pruning with distillation)"],
+        ["98 % of a network's weights zero, no labels, eight evaluations an image: points lost",
+         one("sparsity/all/98", "isopath, metric", "lost", 2),
+         f"{one('sparsity/all/98', 'gradual, distilled', 'lost', 2)} (gradual pruning with distillation)"],
         ["hold out against attack (MNIST, L∞ 0.1, AutoAttack), the clean outputs kept: % under attack / clean",
          accuracies("robust/mnist", "isopath", "worst", "clean"),
          f"{accuracies('robust/mnist', 'from scratch', 'worst', 'clean')} (adversarial training from scratch, twice "
