@@ -67,12 +67,12 @@ SPARSE = {
     "512": "784-300-100-10, 512 images",
     "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images, twelve each",
 }  # fmt: skip
-PAIRED = {  # ours, the strongest of the others, and what to subtract
-    "sparsity/all": ("isopath, metric", "gradual, distilled", "lost", "784-300-100-10, all images"),
-    "sparsity/longer": ("isopath, metric", "gradual, distilled", "lost", "the same, three times the evaluations"),
-    "sparsity/512": ("isopath, metric", "gradual, distilled by logits", "lost", "the same, 512 images"),
-    "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "lost", "784-40-20-10, all images"),
-    "surgery": ("isopath", "WoodFisher", "lost", "the same, no gradient step, 2,048 images"),
+PAIRED = {  # ours and the strongest of the others
+    "sparsity/all": ("isopath, metric", "gradual, distilled", "784-300-100-10, all images"),
+    "sparsity/longer": ("isopath, metric", "gradual, distilled", "the same, three times the evaluations"),
+    "sparsity/512": ("isopath, metric", "gradual, distilled by logits", "the same, 512 images"),
+    "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "784-40-20-10, all images"),
+    "surgery": ("isopath", "WoodFisher", "the same, no gradient step, 2,048 images"),
 }
 NETWORK = {"vgg": "VGG", "resnet": "ResNet"}
 IMAGES = {
@@ -201,10 +201,10 @@ def pruned(study: str) -> str:
 def paired() -> str:
     """How much more the strongest other method loses than ours, seed by seed, with Student's interval of 95 %."""
     rows = []
-    for place, (ours, other, key, what) in PAIRED.items():
+    for place, (ours, other, what) in PAIRED.items():
         shares = sorted((p.name for p in (RESULTS / place).iterdir() if p.name != "grid"), key=float)
         for share in shares:
-            here, there = (by_seed(f"{place}/{share}", method, key) for method in (ours, other))
+            here, there = (by_seed(f"{place}/{share}", method, "lost") for method in (ours, other))
             apart = [there[seed] - here[seed] for seed in here.keys() & there.keys()]
             if len(apart) > 1:
                 half = student.ppf(0.975, len(apart) - 1) * statistics.stdev(apart) / len(apart) ** 0.5
