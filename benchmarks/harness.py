@@ -132,8 +132,9 @@ def run(
 
 
 def chosen(
-    grid: Sequence[Settings], tried: Callable[[int, Settings], Mapping[str, Any] | None], key: str, last: bool = False
-) -> Settings | None:
+    grid: Sequence[Settings], tried: Callable[[int, Settings], Mapping[str, Any] | None], key: str, last: bool = False,
+    least: bool = False,
+) -> Settings | None:  # fmt: skip
     """The settings whose held-out row is best; `None` while they are not all known.
 
     Args:
@@ -141,6 +142,7 @@ def chosen(
         tried: gives the row of the kth settings.
         key: of the row, the higher the better.
         last: whether of equal ones the last is taken, not the first.
+        least: whether the lower is the better.
     """
     if len(grid) == 1:
         return grid[0]
@@ -149,7 +151,7 @@ def chosen(
         row = tried(k, settings)
         if row is None:
             return None
-        scores.append((row[key], k if last else -k))
+        scores.append((-row[key] if least else row[key], k if last else -k))
     return grid[max(range(len(grid)), key=scores.__getitem__)]
 
 
@@ -160,7 +162,7 @@ def labelled(method: str, settings: Mapping[str, Any]) -> str:
 
 def settled_on(
     place: str, method: str, grid: Sequence[dict[str, Any]], args: Any,
-    work: Callable[[dict[str, Any]], dict[str, Any]], key: str, ran: Sequence[str],
+    work: Callable[[dict[str, Any]], dict[str, Any]], key: str, ran: Sequence[str], least: bool = False,
 ) -> dict[str, Any] | None:  # fmt: skip
     """The settings whose held-out row, with seed 0, is best; `None` while they are not all known.
 
@@ -172,12 +174,13 @@ def settled_on(
         work: makes the held-out row of settings.
         key: of the row, the higher the better.
         ran: the code behind it.
+        least: whether the lower is the better.
     """
 
     def tried(k: int, settings: dict[str, Any]) -> dict[str, Any] | None:
         return run(f"{place}/grid", labelled(method, settings), 0, settings, args, lambda: work(settings), ran)
 
-    return chosen(grid, tried, key)
+    return chosen(grid, tried, key, least=least)
 
 
 def _public(words: list[str]) -> list[str]:

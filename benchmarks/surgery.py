@@ -5,10 +5,11 @@ its weights go; those that stay are moved by the surgeon alone. All methods read
 where one needs any, are drawn from the network's own predictions. Methods: magnitude; a diagonal Fisher matrix (optimal
 brain damage); K-FAC (optimal brain surgeon with Kronecker factors, as Wang et al. 2019, arXiv 1905.05934, have it as a
 baseline); WoodFisher (Singh & Alistarh 2020, arXiv 2004.14340: the inverse of the empirical Fisher matrix in blocks of
-1,000 weights); `ip.Sparsity` by the metric with `corrector=None`. Each may do it at once or in 20 stages with all
-matrices built anew (ours: every fourth, a gradient of each image at one label for the factors and one for EKFAC's
-values), and chooses stages and damping (ours: shrinkage, and factors or EKFAC) on 5,000 held-out training images with
-seed 0 at 95 %.
+1,000 weights); `ip.Sparsity` by the metric with `corrector=None` (isopath), or with `Compensation()`, whose model of
+the drift is the exact metric's and has its gradient too (isopath, compensated). Each may do it at once or in 20 stages
+with all matrices built anew (our factors: every fourth, a gradient of each image at one label for them and one for
+EKFAC's values), and chooses stages and damping (of our factors: shrinkage, and factors or EKFAC) on 5,000 held-out
+training images with seed 0 at 95 %.
 
     python -m benchmarks.surgery --data DATA
 """
@@ -28,8 +29,9 @@ from benchmarks.harness import GROUND, RESULTS, arguments, chosen, run, table
 from benchmarks.sparsity import OURS, ROWS, STAGES, dense, narrow
 from benchmarks.surgeons import KFAC, Diagonal, Magnitude, WoodFisher, operated, weights
 from benchmarks.tasks.mnist import mnist
-from isopath.trace import NaturalGradient
+from isopath.trace import Compensation, NaturalGradient
 
+COMPENSATED = "isopath, compensated"
 FRACTIONS, DAMPINGS = (0.9, 0.95, 0.98), (1e-5, 1e-4, 1e-3, 1e-2)
 SURGEONS: dict[str, type[Magnitude]] = {
     "magnitude": Magnitude, "diagonal Fisher": Diagonal, "K-FAC": KFAC, "WoodFisher": WoodFisher,
@@ -60,7 +62,8 @@ def pruned(root: Path, method: str, settings: dict[str, Any], fraction: float, s
     else:
         kept, objective = ip.Reference(x, split=0.9), ip.Sparsity(fraction, score="metric")
         options = {"samples": 1, "shrinkage": settings["shrinkage"]}
-        *_, last = ip.steps(model, kept, objective, 1e9, settings["stages"], seed, corrector=None,
+        corrector = Compensation(damping=settings["damping"]) if method == COMPENSATED else None
+        *_, last = ip.steps(model, kept, objective, 1e9, settings["stages"], seed, corrector=corrector,
                             direction=NaturalGradient(settings["metric"], options=options))  # fmt: skip
         model, spent = last.model(), last.evaluations
     zero = sum(int((p == 0).sum()) for p in weights(model)) / sum(p.numel() for p in weights(model))
@@ -76,12 +79,16 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
        for name in ("diagonal Fisher", "K-FAC", "WoodFisher")},
     "isopath": [{"stages": s, "metric": m, "shrinkage": h}
                 for s in (1, STAGES) for m in ("kronecker", "ekfac") for h in (0.1, 0.3)],
+    COMPENSATED: [{"stages": s, "metric": "kronecker", "shrinkage": 0.3, "damping": d}
+                  for s in (1, STAGES) for d in (0.01, 0.1, 1.0)],
 }  # fmt: skip
 
 
 def _ran(method: str) -> tuple[str, ...]:
     tasks = ("../../benchmarks/tasks/mnist",)
-    return (*tasks, *OURS, "geometry/ekfac") if method == "isopath" else (*tasks, *GROUND)
+    if not method.startswith("isopath"):
+        return *tasks, *GROUND
+    return *tasks, *OURS, "trace/compensation", *(() if method == COMPENSATED else ("geometry/ekfac",))
 
 
 def best(args: Any, method: str, starts: Any) -> dict[str, Any] | None:

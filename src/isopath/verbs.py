@@ -18,6 +18,7 @@ from isopath.objectives.objective import Scalar
 from isopath.run.progress import shown
 from isopath.space import Trainable
 from isopath.storage import DamagedFile
+from isopath.trace.compensation import Compensation
 from isopath.trace.controller import Backtracking
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import Direction, NaturalGradient
@@ -29,7 +30,7 @@ from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 from isopath.trace.trajectory import Keeper, Trajectory
 
-Corrector = GaussNewton | Multiplier | Recovery | None
+Corrector = GaussNewton | Multiplier | Recovery | Compensation | None
 OBJECTIVES_OWN = GaussNewton()  # left as it is: the one that suits the objective
 
 
@@ -71,8 +72,9 @@ def trace(
         seed: of the reference's split and the objective's batches. The same seed gives the same bits.
         trainable: the parameters that move, by name, glob pattern or predicate; all trainable ones by default.
         direction: `NaturalGradient()` by default, `NullSpace()` or `Penalised()`; a `Multiplier` has its own.
-        corrector: `GaussNewton()`; where the objective is a `Sparsity` alone, `Recovery()`; where it is a `Robust`,
-            `Multiplier()`, which suits any objective of noisy batches; `None` for no correction.
+        corrector: `GaussNewton()`; where the objective is a `Sparsity` alone, `Recovery()`, or `Compensation()` where
+            there are few rows and no loop is wanted; where it is a `Robust`, `Multiplier()`, which suits any objective
+            of noisy batches; `None` for no correction.
         controller: step lengths; `Backtracking()` by default.
         max_evaluations: gradient evaluations at most.
         keep_waypoints: how many points of the path to keep, or `"all"`.
@@ -133,16 +135,22 @@ def _tracer(
 ) -> Tracer:
     max_steps, max_evaluations = budget
     sparse = isinstance(objective, Sparsity)
-    if isinstance(corrector, Recovery) and not sparse:
-        raise TypeError("Recovery corrects a trace whose only objective is a Sparsity; leave corrector= as it is")
+    if isinstance(corrector, (Recovery, Compensation)) and not sparse:
+        raise TypeError(
+            f"{type(corrector).__name__} corrects a trace whose only objective is a Sparsity; leave corrector= as it is"
+        )
     if isinstance(corrector, Multiplier) and sparse:
-        raise TypeError("a Sparsity alone is corrected by Recovery, not by Multiplier; leave corrector= as it is")
+        raise TypeError(
+            "a Sparsity alone is corrected by Recovery or Compensation, not by Multiplier; leave corrector= as it is"
+        )
     if corrector is OBJECTIVES_OWN and isinstance(objective, Robust):
         corrector = Multiplier()
     kind: type[Tracer] = Tracer
     own: dict[str, Any] = {"corrector": corrector}
     if sparse:
         kind, own = Sparsifier, {"recovery": Recovery() if isinstance(corrector, GaussNewton) else corrector}
+        if isinstance(corrector, Compensation):
+            own = {"recovery": None, "compensation": corrector}
     elif isinstance(corrector, Multiplier):
         kind, own = Lagrangian, {"multiplier": corrector}
     return kind.of(

@@ -14,7 +14,7 @@ TOP = ("Reference", "Memory", "Task", "Robust", "Sparsity", "Toward", "Diversity
        "Penalised")  # fmt: skip
 SHORT: dict[str, str] = {
     **dict.fromkeys(TOP, "isopath"),
-    **dict.fromkeys(("GaussNewton", "Multiplier", "Recovery", "Backtracking"), "isopath.trace"),
+    **dict.fromkeys(("GaussNewton", "Multiplier", "Recovery", "Compensation", "Backtracking"), "isopath.trace"),
     **dict.fromkeys(("digits", "mnist", "idx", "npz", "parquet", "image_folder"), "isopath.run.data"),
     "PGD": "isopath.attacks",
     "span": "isopath.run.names",

@@ -1,5 +1,6 @@
 """Functionally invariant paths: where to go, how far, and back."""
 
+from isopath.trace.compensation import Compensation
 from isopath.trace.controller import Backtracking
 from isopath.trace.corrector import GaussNewton
 from isopath.trace.direction import NaturalGradient, NullSpace, Penalised
@@ -10,6 +11,6 @@ from isopath.trace.state import State
 from isopath.trace.tracer import Tracer
 
 __all__ = [
-    "Backtracking", "GaussNewton", "Lagrangian", "Multiplier", "NaturalGradient", "NullSpace", "Penalised", "Recovery",
-    "Sparsifier", "State", "Tracer",
+    "Backtracking", "Compensation", "GaussNewton", "Lagrangian", "Multiplier", "NaturalGradient", "NullSpace",
+    "Penalised", "Recovery", "Sparsifier", "State", "Tracer",
 ]  # fmt: skip
