@@ -29,11 +29,12 @@ def test_gradients_are_right(inputs):
     assert check_gradient(ip.Diversity([mlp(), mlp()], inputs), mlp()) < 1e-6
 
 
-def test_a_path_can_leave_one_of_the_networks_themselves():
+@pytest.mark.parametrize("inputs", [None, x(8, 4)])
+def test_a_path_can_leave_one_of_the_networks_themselves(inputs):
     model = mlp()
     network = Network(model)
     theta = network.start.requires_grad_()
-    objective = ip.Diversity([model])
+    objective = ip.Diversity([model], inputs)
     (gradient,) = torch.autograd.grad(objective(network, theta), theta)
     assert torch.isfinite(gradient).all() and gradient.norm() > 0
     assert torch.equal(gradient, torch.autograd.grad(objective(network, theta), theta)[0])
@@ -95,3 +96,12 @@ def test_rows_and_batches_that_are_none_are_errors():
 def test_no_network_to_leave_is_an_error():
     with pytest.raises(ValueError, match=r"at least one network to move away from, got none"):
         ip.Diversity([])
+
+
+def test_outputs_move_apart_from_those_of_the_start():
+    torch.manual_seed(0)
+    model, elsewhere = mlp(16), 2 * x(100, 4)
+    path = ip.trace(model, ip.Reference(x(200, 4)), ip.Diversity([model], elsewhere), 5e-3, 30)
+    apart = PLAIN["hellinger"](outputs(model, elsewhere), outputs(path.model(), elsewhere)).mean()
+    assert path.status != "stationary" and path.drift <= 5e-3
+    assert float(apart) > 2 * path.drift > 0

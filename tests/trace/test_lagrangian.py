@@ -165,5 +165,5 @@ def test_mistakes_are_named(made, message):
 
 
 def test_a_sparsity_alone_has_a_corrector_of_its_own():
-    with pytest.raises(TypeError, match="corrected by Recovery, not by Multiplier"):
+    with pytest.raises(TypeError, match="corrected by Recovery or Compensation, not by Multiplier"):
         ip.trace(seeded(), ip.Reference(x(120, 4)), ip.Sparsity(0.5), corrector=Multiplier())

@@ -74,7 +74,8 @@ class Diversity(Objective):
     def _compared(self, net: Network) -> Task:
         """The given networks' outputs `(N, M, C)` as what to move away from."""
         if not self._known or self._known[0][0] is not net:
-            examples, points = Examples.of(self.x, what="a diversity's inputs"), self.points(net)
+            examples = Examples.of(self.x, what="a diversity's inputs")
+            points = [p + _offset(p, i) if torch.equal(p, net.start) else p for i, p in enumerate(self.points(net))]
             with torch.no_grad():
                 batches = [examples.take(rows, net.space.device)[0]
                            for rows in torch.arange(len(examples)).split(self.batch_size)]  # fmt: skip
@@ -90,9 +91,11 @@ class Diversity(Objective):
         return self._known[0][1]
 
     def _log_distance(self, theta: Tensor, point: Tensor, index: int) -> Tensor:
-        # A path that starts at one of the networks has distance zero and no direction to leave in: a seeded offset of
-        # a thousandth of its norm gives it one.
-        generator = torch.Generator().manual_seed(index)
-        offset = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
-        offset *= 1e-3 * point.norm() / offset.norm()
-        return 0.5 * (theta - point + offset).square().sum().log()
+        return 0.5 * (theta - point + _offset(point, index)).square().sum().log()
+
+
+def _offset(point: Tensor, index: int) -> Tensor:
+    """A seeded thousandth of the norm: a path that starts at one of the networks has no direction to leave it in."""
+    generator = torch.Generator().manual_seed(index)
+    offset = torch.randn(point.shape, generator=generator, dtype=torch.float64).to(point)
+    return offset * (1e-3 * point.norm() / offset.norm())
