@@ -60,7 +60,7 @@ GRIDS: dict[str, list[Settings]] = {
     "fast geometric": [{"rate": rate} for rate in (0.02, 0.05, 0.1)],
     "isopath, weights": [{"tolerance": tolerance} for tolerance in (0.005, 0.02)],
     "isopath, outputs": [{"tolerance": tolerance} for tolerance in (0.005, 0.02)],
-    "isopath, attacked": [{"tolerance": 0.05, "share": share} for share in (0.5, 1.0)],
+    "isopath, attacked": [{"tolerance": 0.02, "share": share} for share in (0.5, 1.0)],
 }
 
 
@@ -154,11 +154,15 @@ def on_the_way(start: nn.Module, train: Pair, eps: float, tolerance: float, budg
     """The start and nine waypoints of a trace that holds out against attack; the gradient evaluations spent."""
     kept = train[0][torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:ALONG]]
     task = ip.Robust(*train, attack=PGD(eps, 5), batch_size=SIZE, seed=seed)
-    path = ip.trace(start, ip.Reference(kept), task, tolerance, 100_000, seed, max_evaluations=budget,
-                    corrector=Multiplier(), keep_waypoints="all")  # fmt: skip
-    last, chosen = len(path.steps) - 1, MEMBERS - 1
-    places = [round(last * (1 - k * 2 / 3 / (chosen - 1))) for k in reversed(range(chosen))]
-    return [start, *(path.model(step=path.steps[place]) for place in places)], path.evaluations
+    theta, found = [], 0.0
+    for state in ip.steps(start, ip.Reference(kept), task, tolerance, 100_000, seed, max_evaluations=budget,
+                          corrector=Multiplier()):  # fmt: skip
+        found = state.evaluations
+        if state.accepted:
+            theta.append(state.theta)
+    chosen, net = MEMBERS - 1, Network(start)
+    places = [round((len(theta) - 1) * (1 - k * 2 / 3 / (chosen - 1))) for k in reversed(range(chosen))]
+    return [start, *(net.model(theta[place]).eval() for place in places)], found
 
 
 def measured(root: Path, name: str, method: str, settings: Settings, seed: int, held: bool) -> dict[str, Any]:
@@ -174,7 +178,7 @@ def measured(root: Path, name: str, method: str, settings: Settings, seed: int, 
         members = fast_geometric(start, train, settings["rate"], budget, seed)
     elif method == "isopath, attacked":
         eps = settings["share"] * study.eps
-        members, spent = on_the_way(start, train, eps, settings["tolerance"], 0.9 * budget, seed)
+        members, spent = on_the_way(start, train, eps, settings["tolerance"], 0.95 * budget, seed)
     else:
         by = method.removeprefix("isopath, ")
         members, spent = apart(start, train, by, settings["tolerance"], study.eps, budget, seed)
