@@ -56,7 +56,7 @@ LEARNED = {
 }  # fmt: skip
 MANY = {"independent": "trained one by one", "generator": "**isopath generate**, 100 samples"}
 GENERATED = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar16": "CIFAR-10 at 16 × 16"}
-SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath")
+SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath", "isopath, compensated")
 PACKED = {
     "mixed": "four tasks in one network, 8 epochs, accuracy, %",
     "permuted": "ten permutations of MNIST in 2 × 100 units, a head per task, 5 epochs, %",
@@ -68,11 +68,11 @@ SPARSE = {
     "narrow": "784-40-20-10, all images, three times the evaluations", "lenet-5": "LeNet-5, all images, twelve each",
 }  # fmt: skip
 PAIRED = {  # ours and the strongest of the others
-    "sparsity/all": ("isopath, metric", "gradual, distilled", "784-300-100-10, all images"),
+    "sparsity/all": ("isopath, diagonal", "diagonal Fisher, distilled", "784-300-100-10, all images"),
     "sparsity/longer": ("isopath, metric", "gradual, distilled", "the same, three times the evaluations"),
     "sparsity/512": ("isopath, metric", "gradual, distilled by logits", "the same, 512 images"),
     "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "784-40-20-10, all images"),
-    "surgery": ("isopath", "WoodFisher", "the same, no gradient step, 2,048 images"),
+    "surgery": ("isopath, compensated", "WoodFisher", "the same, no gradient step, 2,048 images"),
 }
 NETWORK = {"vgg": "VGG", "resnet": "ResNet"}
 IMAGES = {
@@ -81,6 +81,9 @@ IMAGES = {
 }
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
+
+TOGETHER = ("independent", "fast geometric", "isopath, weights", "isopath, outputs", "isopath, attacked")
+ENSEMBLES = {"fashion": "Fashion-MNIST, L∞ 0.03, %", "cifar16": "CIFAR-10 at 16 × 16, L∞ 2/255, %"}
 
 
 def by_seed(protocol: str, method: str, key: str) -> dict[int, float]:
@@ -296,6 +299,19 @@ def robust(study: str) -> str:
     return ruled(heads, rows)
 
 
+def ensembles(name: str) -> str:
+    """Ensembles of ten, from one network and trained apart."""
+    keys, rows = ("start", "clean", "member", "surrogate", "white_box", "autoattack"), []
+    for method in TOGETHER:
+        found = [values(f"ensembles/{name}", method, key) for key in keys]
+        spent = values(f"ensembles/{name}", method, "evaluations")
+        said = f"{statistics.mean(spent) / 1e6:.2f} million" if spent else "–"
+        rows.append([bold(method), *(spread(one, 1) for one in found), said])
+    heads = ("one network", "ten together", "transferred from one of them", "from an outside network", "PGD-20",
+             "APGD-CE + APGD-T", "gradient evaluations")  # fmt: skip
+    return ruled([ENSEMBLES[name], *heads], rows)
+
+
 def summary() -> str:
     """One line for each thing that can be asked of a trained network."""
 
@@ -326,9 +342,13 @@ def summary() -> str:
          f"{after(tasks + 'cifar-class', 'der++')} (DER++)"],
         ["MiniLM, four text tasks, no text kept: %", after("texts", "isopath"),
          f"{after('texts', 'fine-tuning')} (fine-tuning), {after('texts', 'separate')} (a network each)"],
-        ["98 % of a network's weights zero, no labels, eight evaluations an image: points lost",
-         one("sparsity/all/98", "isopath, metric", "lost", 2),
-         f"{one('sparsity/all/98', 'gradual, distilled', 'lost', 2)} (gradual pruning with distillation)"],
+        ["98 % of a network's weights zero, no labels, 24 evaluations an image: points lost",
+         one("sparsity/longer/98", "isopath, metric", "lost", 2),
+         f"{one('sparsity/longer/98', 'gradual, distilled', 'lost', 2)} (gradual pruning with distillation)"],
+        ["95 % of a small network's weights zero, from 2,048 images, no training loop: %",
+         one("surgery/95", "isopath, compensated", "accuracy"),
+         f"{one('surgery/95', 'WoodFisher', 'accuracy')} (WoodFisher), "
+         f"{one('surgery/95', 'K-FAC', 'accuracy')} (K-FAC)"],
         ["hold out against attack (MNIST, L∞ 0.1, AutoAttack), the clean outputs kept: % under attack / clean",
          accuracies("robust/mnist", "isopath", "worst", "clean"),
          f"{accuracies('robust/mnist', 'from scratch', 'worst', 'clean')} (adversarial training from scratch, twice "
@@ -353,6 +373,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "generated": generated, "paired": paired, "slimmed": slimmed,
     **{f"pruned {name}": partial(pruned_images, name) for name in IMAGES},
     **{f"robust {study}": partial(robust, study) for study in ATTACKED},
+    **{f"ensembles {name}": partial(ensembles, name) for name in ENSEMBLES},
     **{f"pruned {study}": partial(pruned, study) for study in SPARSE},
     **{f"packed {name}": partial(packed, name) for name in PACKED},
 }  # fmt: skip
