@@ -209,9 +209,8 @@ def main() -> None:
         for method, grid in GRIDS.items():
             if args.methods and method not in args.methods.split(";"):
                 continue
-            attacked = method.endswith("attacked")
-            more = ("objectives/robust", "trace/lagrangian") if attacked else ("objectives/diversity",)
-            ran = (*(RAN if method.startswith("isopath") else GROUND), *more, *SCORED)
+            own = ("objectives/robust", "trace/lagrangian") if "attacked" in method else ("objectives/diversity",)
+            ran = (*RAN, *own, *SCORED) if method.startswith("isopath") else (*GROUND, *SCORED)
             tried = []
             for settings in grid if len(grid) > 1 else []:
                 label = labelled(method, settings)
