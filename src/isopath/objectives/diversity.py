@@ -23,7 +23,8 @@ class Diversity(Objective):
 
     Along an invariant path this finds equivalent networks far apart. The logarithm keeps the pull of the nearest
     network the strongest, so a network moves away from all of them. Outputs are compared batch by batch, as those of a
-    `Task` whose targets, the given networks' outputs, are computed once.
+    `Task` whose targets, the given networks' outputs, are computed once; a given network that is the start itself is
+    taken a seeded thousandth of its norm away, where there is a direction to leave it in.
 
     Args:
         models: modules of the same architecture, or points `(P,)`.
