@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+from interruption import killed
 from isopath.network import Network
 from isopath.objectives import channels, prunable, sparsity
 from isopath.symmetry import Units, symmetries
@@ -103,18 +104,9 @@ def test_the_channel_whose_loss_is_measured_least_goes_first():
 
 
 def test_a_resumed_run_ends_where_the_unbroken_one_does(tmp_path, monkeypatch):
-    whole, step, count = trace(score="metric"), Sparsifier.step, itertools.count()
-
-    def killed(self, state):
-        if next(count) == 6:  # between two rounds in which channels go
-            raise KeyboardInterrupt
-        return step(self, state)
-
-    monkeypatch.setattr("isopath.verbs.time.perf_counter", itertools.count(0, 2).__next__)
-    monkeypatch.setattr(Sparsifier, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trace(score="metric", run=tmp_path / "cut")
-    monkeypatch.setattr(Sparsifier, "step", step)
+    whole = trace(score="metric")
+    # between two rounds in which channels go
+    killed(lambda: trace(score="metric", run=tmp_path / "cut"), monkeypatch, 6)
     resumed = trace(score="metric", run=tmp_path / "cut", resume=True)
     assert torch.equal(resumed.waypoints[-1].load(resumed.network), whole.waypoints[-1].theta)
 

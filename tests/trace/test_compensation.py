@@ -1,10 +1,10 @@
-import itertools
 
 import pytest
 import torch
 from torch import nn
 
 import isopath as ip
+from interruption import killed
 from isopath.geometry.exact import Exact
 from isopath.network import Network
 from isopath.objectives import prunable, sparsity
@@ -133,18 +133,8 @@ def test_it_resumes_to_the_bit(tmp_path, monkeypatch):
         return ip.trace(model, ip.Reference(x(100, 4)), ip.Sparsity(0.6, score="metric"), 0.5, 8,
                         corrector=Compensation(), **more)  # fmt: skip
 
-    whole, step, count = traced(), Sparsifier.step, itertools.count()
-
-    def killed(self, state):
-        if next(count) == 5:
-            raise KeyboardInterrupt
-        return step(self, state)
-
-    monkeypatch.setattr("isopath.verbs.time.perf_counter", itertools.count(0, 2).__next__)  # a checkpoint a second
-    monkeypatch.setattr(Sparsifier, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        traced(run=tmp_path / "cut")
-    monkeypatch.setattr(Sparsifier, "step", step)
+    whole = traced()
+    killed(lambda: traced(run=tmp_path / "cut"), monkeypatch, 5)
     resumed = traced(run=tmp_path / "cut", resume=True)
     assert torch.equal(resumed.waypoints[-1].load(resumed.network), whole.waypoints[-1].theta)
     assert len(resumed.history) == len(whole.history)

@@ -3,16 +3,15 @@
 import itertools
 import json
 import os
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import isopath as ip
+from interruption import killed
 from isopath import storage
 from isopath.trace import Multiplier
-from isopath.trace.record import Record
 from networks import build, mlp, x
 
 ARGUMENTS = {"tolerance": 0.003, "max_steps": 60, "seed": 2, "keep_waypoints": 6}
@@ -33,22 +32,6 @@ def run(folder=None, **changes):
 
 def rows(path):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in path.history]
-
-
-def killed(folder, monkeypatch, after: int, checkpoints: bool = True, **changes):
-    """A run that dies after `after` attempts, with a checkpoint at every chance or only at the start."""
-    clock, attempt, count = itertools.count(step=10.0 if checkpoints else 0.0), Record.attempt, itertools.count(1)
-
-    def dying(self, row):
-        attempt(self, row)
-        if next(count) >= after:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Record, "attempt", dying)
-        patch.setattr(time, "perf_counter", lambda: next(clock))
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, **changes)
 
 
 def same(one, two):
@@ -72,7 +55,7 @@ def test_a_run_in_a_folder_is_the_run_in_memory(tmp_path, unbroken):
 @pytest.mark.parametrize("checkpoints", [True, False])
 @pytest.mark.parametrize("after", [1, 2, 7, 12])
 def test_a_killed_run_ends_bit_for_bit_where_the_unbroken_one_ends(tmp_path, monkeypatch, unbroken, after, checkpoints):
-    killed(tmp_path / "run", monkeypatch, after, checkpoints)
+    killed(lambda: run(tmp_path / "run"), monkeypatch, after, checkpoints)
     same(run(tmp_path / "run", resume=True), unbroken)
     same(ip.Trajectory.load(tmp_path / "run", mlp()), unbroken)
 
@@ -82,13 +65,13 @@ def test_a_killed_run_ends_bit_for_bit_where_the_unbroken_one_ends(tmp_path, mon
 )
 def test_momentum_and_other_directions_resume_too(tmp_path, monkeypatch, direction):
     changes = {"direction": direction, "max_steps": 30, "keep": ip.Reference(x(12, 4))}
-    killed(tmp_path / "run", monkeypatch, 5, **changes)
+    killed(lambda: run(tmp_path / "run", **changes), monkeypatch, 5)
     same(run(tmp_path / "run", resume=True, **changes), run(**changes))
 
 
 def test_steps_under_a_multiplier_resume_too(tmp_path, monkeypatch):
     changes = {"corrector": Multiplier(steps=4, batch_size=16, rate=0.02), "tolerance": 0.02}
-    killed(tmp_path / "run", monkeypatch, 9, **changes)
+    killed(lambda: run(tmp_path / "run", **changes), monkeypatch, 9)
     unbroken = run(**changes)
     same(run(tmp_path / "run", resume=True, **changes), unbroken)
     assert len(unbroken.history) > 9
@@ -96,13 +79,13 @@ def test_steps_under_a_multiplier_resume_too(tmp_path, monkeypatch):
 
 def test_a_sampled_reference_resumes_too(tmp_path, monkeypatch):
     changes = {"keep": ip.Reference(x(300, 4), sample=20), "max_steps": 30}
-    killed(tmp_path / "run", monkeypatch, 5, **changes)
+    killed(lambda: run(tmp_path / "run", **changes), monkeypatch, 5)
     same(run(tmp_path / "run", resume=True, **changes), run(**changes))
 
 
 def test_a_run_killed_twice_and_a_finished_one_resume_too(tmp_path, monkeypatch, unbroken):
-    killed(tmp_path / "run", monkeypatch, 9)
-    killed(tmp_path / "run", monkeypatch, 2, resume=True)
+    killed(lambda: run(tmp_path / "run"), monkeypatch, 9)
+    killed(lambda: run(tmp_path / "run", resume=True), monkeypatch, 2)
     same(run(tmp_path / "run", resume=True), unbroken)
     same(run(tmp_path / "run", resume=True), unbroken)
 
@@ -164,13 +147,13 @@ def test_a_folder_without_a_run_does_not_resume_or_load(tmp_path):
 
 
 def test_an_unfinished_run_does_not_load(tmp_path, monkeypatch):
-    killed(tmp_path / "run", monkeypatch, 4)
+    killed(lambda: run(tmp_path / "run"), monkeypatch, 4)
     with pytest.raises(FileNotFoundError, match=r"has no metrics.json.*not ended"):
         ip.Trajectory.load(tmp_path / "run", mlp())
 
 
 def test_a_cut_history_line_is_dropped_and_said(tmp_path, monkeypatch, unbroken):
-    killed(tmp_path / "run", monkeypatch, 9)
+    killed(lambda: run(tmp_path / "run"), monkeypatch, 9)
     history = tmp_path / "run" / "history.jsonl"
     history.write_text(history.read_text()[:-20])
     with pytest.warns(UserWarning, match="last line of .*history.jsonl was cut off"):
@@ -180,7 +163,7 @@ def test_a_cut_history_line_is_dropped_and_said(tmp_path, monkeypatch, unbroken)
 
 
 def test_a_damaged_checkpoint_goes_on_from_the_last_whole_waypoint_and_says_so(tmp_path, monkeypatch):
-    killed(tmp_path / "run", monkeypatch, 12)
+    killed(lambda: run(tmp_path / "run"), monkeypatch, 12)
     files = sorted((tmp_path / "run" / "waypoints").iterdir())
     for file in (tmp_path / "run" / "checkpoint.safetensors", files[-1]):
         file.write_bytes(file.read_bytes()[:-9])

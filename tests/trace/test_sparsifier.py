@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+from interruption import killed
 from isopath.geometry.saliency import saliency
 from isopath.network import Network
 from isopath.objectives import prunable, sparsity
@@ -120,22 +121,10 @@ def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_ends_where_the_unbr
     again = trace()
     assert torch.equal(whole.waypoints[-1].load(whole.network), again.waypoints[-1].theta)
 
-    step, count = Sparsifier.step, itertools.count()
-
-    def killed(self, state):
-        if next(count) == 7:
-            raise KeyboardInterrupt
-        return step(self, state)
-
-    # a checkpoint a second, where the state is clean: after the fourth attempt
-    monkeypatch.setattr("isopath.verbs.time.perf_counter", itertools.count(0, 2).__next__)
-    monkeypatch.setattr(Sparsifier, "step", killed)
-    with pytest.raises(KeyboardInterrupt):
-        trace(run=tmp_path / "cut")
-    monkeypatch.setattr(Sparsifier, "step", step)
+    killed(lambda: trace(run=tmp_path / "cut"), monkeypatch, 7)
     resumed = trace(run=tmp_path / "cut", resume=True)
     assert torch.equal(resumed.waypoints[-1].load(resumed.network), again.waypoints[-1].theta)
-    assert next(count) == 8 and len(resumed.history) == len(again.history)
+    assert len(resumed.history) == len(again.history)
 
 
 def test_steps_read_no_row_that_judges_and_every_other_once_a_pass():
