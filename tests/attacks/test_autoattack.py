@@ -57,6 +57,19 @@ def test_inputs_of_any_shape_type_and_range(shape, dtype):
 
 
 @official
+@pytest.mark.parametrize("attacks", [("apgd-ce",), ("fab-t",)])
+def test_inputs_and_networks_whose_channels_are_last_in_memory(attacks):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
+    inputs, attack = torch.rand(12, 3, 4, 4), AutoAttack(0.02, attacks=attacks)
+    y = model(inputs).argmax(-1)
+    found = ip.attack(model, inputs, y, attack)
+    assert 0 < int(right(model, found, y).sum()) < 12
+    last = torch.channels_last
+    torch.testing.assert_close(ip.attack(model.to(memory_format=last), inputs.to(memory_format=last), y, attack), found)
+
+
+@official
 @pytest.mark.parametrize("attacks", [("apgd-dlr",), ("fab-t",), ("square",)])
 def test_the_other_attacks_run(attacks):
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))

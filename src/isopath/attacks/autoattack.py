@@ -90,9 +90,10 @@ class AutoAttack:
         check_ball(self, x)
         width, shape = self.high - self.low, x.shape if x.ndim in (2, 4) else (len(x), x[0].numel())
         unit = ((x.detach() - self.low) / width).float().reshape(shape)  # their code adds an axis to inputs of three
+        unit = unit.contiguous()  # and has views of inputs and gradients, so what goes either way is contiguous
 
         def theirs(z: Tensor) -> Tensor:
-            return function((self.low + width * z.to(x.dtype)).reshape(-1, *x.shape[1:])).float()
+            return function((self.low + width * z.flatten(1).to(x.dtype)).reshape(-1, *x.shape[1:])).float()
 
         with torch.no_grad():
             classes = theirs(unit[:1]).shape[-1]
