@@ -57,7 +57,7 @@ def test_inputs_of_any_shape_type_and_range(shape, dtype):
 
 
 @official
-@pytest.mark.parametrize("attacks", [("apgd-ce",), ("fab-t",)])
+@pytest.mark.parametrize("attacks", [("apgd-ce",), ("apgd-t",), ("fab-t",), ("square",)])
 def test_inputs_and_networks_whose_channels_are_last_in_memory(attacks):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))
