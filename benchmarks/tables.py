@@ -82,7 +82,8 @@ IMAGES = {
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
 
-TOGETHER = ("independent", "fast geometric", "isopath, weights", "isopath, outputs", "isopath, attacked")
+TOGETHER = ("independent", "fast geometric", "isopath, weights", "isopath, outputs", "isopath, attacked",
+            "isopath, transferred")  # fmt: skip
 ENSEMBLES = {"fashion": "Fashion-MNIST, L∞ 0.03, %", "cifar16": "CIFAR-10 at 16 × 16, L∞ 2/255, %"}
 
 

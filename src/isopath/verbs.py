@@ -76,7 +76,8 @@ def trace(
             there are few rows and no loop is wanted; where it is a `Robust`, `Multiplier()`, which suits any objective
             of noisy batches; `None` for no correction.
         controller: step lengths; `Backtracking()` by default.
-        max_evaluations: gradient evaluations at most.
+        max_evaluations: gradient evaluations at most, but for the attempt in which they are spent and what it takes to
+            measure kept waypoints on the whole of a reference larger than its `sample`.
         keep_waypoints: how many points of the path to keep, or `"all"`.
         run: a folder to record in; the waypoints then live there. It must not exist.
         resume: go on with the run in that folder, which must have been started with the same arguments.
