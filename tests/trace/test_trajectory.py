@@ -52,6 +52,25 @@ def test_the_points_handed_out_by_calls_are_copies():
     assert PATH.point(0).any() and PATH.point().any()
 
 
+@pytest.mark.parametrize(("count", "since"), [(1, 0.0), (2, 0.0), (3, 0.5), (4, 1 / 3)])
+def test_its_ensemble_has_kept_waypoints_alone_evenly_from_a_t_on_to_the_end(count, since):
+    found = [Network(model).start for model in PATH.ensemble(count, since).models]
+    kept = [next(k for k, step in enumerate(PATH.steps) if torch.equal(PATH.point(step), theta)) for theta in found]
+    there = [k for k, w in enumerate(PATH.waypoints) if w.length >= since * PATH.waypoints[-1].length]
+    assert len(kept) == count and kept[-1] == len(PATH) - 1 and kept[0] == (there[0] if count > 1 else len(PATH) - 1)
+    gaps = [b - a for a, b in itertools.pairwise(kept)]
+    assert not gaps or (min(gaps) >= 1 and max(gaps) - min(gaps) <= 1)
+
+
+def test_its_ensemble_is_one_of_all_who_are_there_or_says_how_many_are():
+    whole = PATH.ensemble(len(PATH), mean="logits")
+    assert whole.mean == "logits" and torch.equal(Network(whole.models[0]).start, PATH.point(0))
+    with pytest.raises(ValueError, match=rf"from t = 1 on, got 1 of the {len(PATH)} kept ones; keep_waypoints"):
+        PATH.ensemble(2, since=1.0)
+    with pytest.raises(ValueError, match="t must"):
+        PATH.ensemble(2, since=1.5)
+
+
 def test_its_length_under_a_metric_is_what_the_outputs_move():
     metric = ip.Reference(x(5, 4)).metric(PATH.model(0))
     direct = metric.norm(PATH(1.0) - PATH(0.0))

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_count
+from isopath.ensemble import Ensemble
 from isopath.geometry.reference import Keeping, Kept, KeptAll
 from isopath.network import Network
 from isopath.path import Path, PolyChain, check_unit
@@ -174,6 +176,30 @@ class Trajectory(Path):
     def copy_to(self, model: nn.Module, step: int | None = None) -> None:
         """Writes a waypoint's weights into `model` in place, so that an existing optimiser goes on."""
         self.network.copy_to(self.point(step), model)
+
+    def ensemble(self, count: int, since: float = 0.0, **options: Any) -> Ensemble:
+        """Networks at kept waypoints, evenly spaced and the last included, as one: their mean probabilities.
+
+        Every member is within the tolerance, which points between waypoints need not be.
+
+        Args:
+            count: how many, at least 1.
+            since: the t from which on they lie; 0 is the start, a member then where there are more than one.
+            options: of `Ensemble`.
+
+        Raises:
+            ValueError: fewer waypoints than that were kept there.
+        """
+        check_count(count, "count")
+        whole, since = self.waypoints[-1].length, check_unit(since)
+        there = [w for w in self.waypoints if w.length >= since * whole]
+        if len(there) < count:
+            raise ValueError(
+                f"an ensemble of {count} needs as many waypoints from t = {since:g} on, got {len(there)} of the "
+                f"{len(self)} kept ones; keep_waypoints=... keeps more"
+            )
+        chosen = [there[-1 - round(k * (len(there) - 1) / max(1, count - 1))] for k in reversed(range(count))]
+        return Ensemble([self.network.model(w.load(self.network)) for w in chosen], **options)
 
     def __call__(self, t: float) -> Tensor:
         """The point at `t`, at constant speed by Euclidean length through the kept waypoints."""
