@@ -12,12 +12,12 @@ isopath, weights: from the first network, nine traces to `ip.Diversity` in weigh
 training images as an attack on it leaves them. isopath, attacked: nine networks along the last two thirds of one trace
 to `ip.Robust` and, by a weight, the labels of the images as they are; attacks of one step anew in every step. isopath,
 transferred: likewise to the labels of the images as one attack of one step on the first network leaves them, and some
-times over as they are (Tramèr et al. 2018, arXiv 1705.07204, from one network). Both keep outputs on 10,000 training images, read labels,
-and their attacks count.
+times over as they are (Tramèr et al. 2018, arXiv 1705.07204, from one network). Both keep outputs on 10,000 training
+images and read labels, and their attacks count.
 
-All grow their nine for a quarter of the gradient evaluations that ten networks take. Settings are chosen on 1,000
-held-out training images, with seed 0, by the lower of both transfers among those whose ten together are as accurate as ten
-trained apart; where none are, the most accurate. The protocol of `ip.robustness` on the
+All grow their nine for a quarter of the gradient evaluations that ten networks take. Settings are chosen on held-out
+training images with seed 0, by the lower of both transfers on 1,000 of them among those whose ten are as accurate
+together, on 5,000, as ten trained apart; where none are, the most accurate. The protocol of `ip.robustness` on the
 first 500 test images; APGD on the first 100.
 
     python -m benchmarks.ensembles --data DATA

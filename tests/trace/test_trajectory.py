@@ -52,7 +52,7 @@ def test_the_points_handed_out_by_calls_are_copies():
     assert PATH.point(0).any() and PATH.point().any()
 
 
-@pytest.mark.parametrize(("count", "since"), [(1, 0.0), (2, 0.0), (3, 0.5), (4, 1 / 3)])
+@pytest.mark.parametrize(("count", "since"), [(1, 0.0), (2, 0.0), (2, 0.5), (3, 1 / 3)])
 def test_its_ensemble_has_kept_waypoints_alone_evenly_from_a_t_on_to_the_end(count, since):
     found = [Network(model).start for model in PATH.ensemble(count, since).models]
     kept = [next(k for k, step in enumerate(PATH.steps) if torch.equal(PATH.point(step), theta)) for theta in found]
@@ -67,7 +67,7 @@ def test_its_ensemble_is_one_of_all_who_are_there_or_says_how_many_are():
     assert whole.mean == "logits" and torch.equal(Network(whole.models[0]).start, PATH.point(0))
     with pytest.raises(ValueError, match=rf"from t = 1 on, got 1 of the {len(PATH)} kept ones; keep_waypoints"):
         PATH.ensemble(2, since=1.0)
-    with pytest.raises(ValueError, match="t must"):
+    with pytest.raises(ValueError, match=r"t in \[0, 1\], got 1.5"):
         PATH.ensemble(2, since=1.5)
 
 
