@@ -61,6 +61,7 @@ class Study:
 
 STUDIES = {"fashion": Study(0.03, 5), "cifar16": Study(2 / 255, 8)}
 DRIFTING = ("isopath, weights", "isopath, outputs")
+STEPPED = ("objectives/robust", "trace/lagrangian", "trace/recovery")
 GRIDS: dict[str, list[Settings]] = {
     "independent": [{}],
     "fast geometric": [{"rate": rate} for rate in (0.02, 0.05, 0.1)],
@@ -160,7 +161,7 @@ def on_the_way(start: nn.Module, train: Pair, objective: Objective, tolerance: f
                seed: int) -> tuple[list[nn.Module], float]:  # fmt: skip
     """The start and nine points along the last two thirds of a trace; the gradient evaluations spent."""
     rows = torch.randperm(len(train[0]), generator=torch.Generator().manual_seed(seed))[:ALONG]
-    # few looks at few rows, and a weak pull at first: what is kept takes a fifth of the budget
+    # few looks at few rows, and a weak pull at first: what is kept takes less than a third of the budget
     corrector, kept = Multiplier(50, 32, rate, first=0.1), ip.Reference(train[0][rows], sample=1024)
     theta, found = [], 0.0
     for state in ip.steps(start, kept, objective, tolerance, 100_000, seed, max_evaluations=budget,
@@ -255,7 +256,7 @@ def main() -> None:
         for method in GRIDS:
             if args.methods and method not in args.methods.split(";"):
                 continue
-            own = ("objectives/diversity",) if method in DRIFTING else ("objectives/robust", "trace/lagrangian")
+            own = ("objectives/diversity",) if method in DRIFTING else STEPPED
             ran = (*RAN, *own, *SCORED) if method.startswith("isopath") else (*GROUND, *SCORED)
             best = settled(args, name, method, ran)
             for seed in args.seeds if best is not None else ():
