@@ -356,7 +356,8 @@ def summary() -> str:
          f"the evaluations), {accuracies('robust/mnist', 'fine-tuned', 'worst', 'clean')} (fine-tuning)"],
         ["ten networks from one, Fashion-MNIST, L∞ 0.03: % clean / under attacks on one of them / under PGD-20",
          accuracies("ensembles/fashion", "isopath, attacked", *(three := ("clean", "member", "white_box"))),
-         f"{accuracies('ensembles/fashion', 'independent', *three)} (ten trained apart, four times the evaluations)"],
+         f"{accuracies('ensembles/fashion', 'independent', *three)} (ten trained apart, four times the evaluations), "
+         f"{accuracies('ensembles/fashion', 'fast geometric', *three)} (fast geometric)"],
         ["two transformers joined by a straight line: accuracy at its middle, %",
          one("connect/fashion_vit", "rescaled", "middle"),
          f"{one('connect/fashion_vit', 'activations', 'middle')} (aligned alone), "
