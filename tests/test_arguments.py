@@ -125,7 +125,7 @@ def test_what_an_invariant_optimiser_takes():
     ("use", "said"),
     [
         (lambda: ip.Ensemble(net()), "takes a list of networks, got one Sequential; put it in a list"),
-        (lambda: ip.compare(net(), X, Y), "compared from a list or an Ensemble, got one Sequential"),
+        (lambda: ip.compare(net(), X, Y), "a comparison takes a list of networks, got one Sequential"),
         (lambda: ip.compare([net(), net()], {"x": X}), "x must be of type Tensor, got dict"),
         (lambda: ip.evaluate(net(), (X, Y)), r"of type Task, got tuple; give ip.Task\(x, y\)"),
         (lambda: ip.evaluate([net()], ip.Task(X, Y)), "what is evaluated must be an nn.Module, got list"),

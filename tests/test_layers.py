@@ -10,7 +10,7 @@ import isopath
 ROOT = Path(isopath.__file__).parent
 LAYERS = (
     "version arguments",
-    "space network examples storage",
+    "space module_state randomness network examples storage",
     "path",
     "symmetry",
     "geometry metrics",
@@ -79,10 +79,10 @@ def test_a_module_imports_only_from_its_layer_and_those_below(file):
 
 
 def test_foundations_stand_in_their_own_order():
-    order = ["space", "network", "examples", "storage"]
+    order = ["space", "module_state", "network", "examples", "storage"]
     for i, name in enumerate(order):
         used = {room(found) for found in imported(ast.parse((ROOT / f"{name}.py").read_text()))}
-        assert used <= set(order[:i]) | {"version"}
+        assert used <= set(order[:i]) | {"version", "arguments"}
 
 
 BELOW_RUN = [module for module in MODULES if RANK.get(where(module), 0) <= RANK["verbs"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from isopath.geometry.gram import Gram
 from isopath.geometry.reference import Part, Reference
-from isopath.network import Network, Output, pick
+from isopath.network import Network, Output, copied, pick
 from isopath.network import _arguments as arguments_of
 from isopath.pack import Packing
 from isopath.symmetry import Permutation, Symmetries, symmetries
@@ -212,7 +211,7 @@ def check_symmetry(
         seed: of the elements.
     """
     found = symmetries(model, example) if found is None else found
-    twin, generator, worst = copy.deepcopy(model).eval().double(), torch.Generator().manual_seed(seed), 0.0
+    twin, generator, worst = copied(model).eval().double(), torch.Generator().manual_seed(seed), 0.0
     inputs = tree_map(lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, example)
     with torch.no_grad():
         network = Network(twin)

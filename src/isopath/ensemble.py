@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from isopath.network import Network, Output, pick, plain_kernels
+from isopath.arguments import check_module
+from isopath.module_state import ModuleState
+from isopath.network import Network, Output, copied, pick, plain_kernels
 from isopath.space import Trainable
 
 Mean = Literal["probabilities", "logits"]
@@ -23,28 +25,25 @@ class Ensemble(nn.Module):
         models: at least one; they are copied, and run in eval mode.
         mean: of `"probabilities"`: the output is log (1/M) Σ softmax f_m(x), which the cross-entropy and an attack take
             as they take logits; or of the `"logits"`.
-        output: picks the output tensor from what a model returns (see `Network`).
+        output: picks the output tensor from what a model returns (see `Network`); a slice cuts the outputs' last axis.
         batched: all networks in one pass by `vmap`; they must be of one architecture. On a CPU a loop is often as fast.
+        dim: the axis of the classes in the outputs of one network, 1 for a segmentation `(N, C, H, W)`; by default the
+            last, of outputs with up to three axes.
 
     Raises:
         ValueError: there is no network, or an unknown mean.
+        TypeError: the networks are no list of modules, or one cannot be copied.
     """
 
     def __init__(
-        self, models: Sequence[nn.Module], mean: Mean = "probabilities", output: Output = None, batched: bool = False
-    ) -> None:
+        self, models: Sequence[nn.Module], mean: Mean = "probabilities", output: Output = None, batched: bool = False,
+        dim: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        if isinstance(models, Tensor):
-            raise TypeError("points of weight space need their architecture: use Ensemble.at(model, thetas)")
-        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
-            raise TypeError(f"an ensemble takes a list of networks, got one {type(models).__name__}; put it in a list")
-        models = list(models)
-        if not models:
-            raise ValueError("an ensemble needs at least one network, got none")
         if mean not in ("probabilities", "logits"):
             raise ValueError(f"mean must be 'probabilities' or 'logits', got {mean!r}")
-        self.models = nn.ModuleList(copy.deepcopy(model) for model in models)
-        self.mean, self.output, self.batched = mean, output, batched
+        self.models = nn.ModuleList(copied(model) for model in networks_in(models, "an ensemble"))
+        self.mean, self.output, self.batched, self.dim = mean, output, batched, dim
         self.eval()
 
     @classmethod
@@ -79,7 +78,7 @@ class Ensemble(nn.Module):
         """
         with plain_kernels():
             if not self.batched:
-                outputs = [pick(model(*args, **kwargs), self.output) for model in self.models]
+                outputs = [self._member(model, args, kwargs) for model in self.models]
                 _check_alike([{"output": y} for y in outputs], "an ensemble needs networks with the same classes")
                 return torch.stack(outputs)
             # not torch.func's stack_module_state: that cuts the graph to the members' parameters
@@ -92,16 +91,78 @@ class Ensemble(nn.Module):
             def run(parameters: Any, buffers: Any) -> Tensor:
                 return pick(functional_call(template, (parameters, buffers), args, kwargs), self.output)
 
-            return vmap(run, randomness="different")(parameters, buffers)
+            try:
+                with ModuleState(template, buffers=False).held():
+                    return vmap(run, randomness="different")(parameters, buffers)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ValueError(
+                    "the networks do not run in one pass of vmap on these inputs; where one alone does, use "
+                    f"batched=False. They said: {error}"
+                ) from error
+
+    def _member(self, model: nn.Module, args: Any, kwargs: Any) -> Tensor:
+        # a module that keeps an activation would keep the graph with it, and could not be copied after
+        with ModuleState(model, buffers=False).held():
+            return pick(model(*args, **kwargs), self.output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The mean, `(N, C)`: the inputs are those of one network."""
         outputs = self.members(*args, **kwargs)
         if self.mean == "logits":
             return outputs.mean(0)
-        if outputs.shape[-1] == 1:
+        dim = class_axis(outputs.shape[1:], self.dim) - outputs.ndim + 1
+        if outputs.shape[dim] == 1:
             raise ValueError('the mean of probabilities needs C >= 2 outputs, got C = 1; use mean="logits"')
-        return outputs.log_softmax(-1).logsumexp(0) - torch.tensor(float(len(self))).log().to(outputs)
+        logs = outputs.log_softmax(dim)
+        never = logs.isneginf().all(0)  # a class that all rule out: where all are -inf, logsumexp has no gradient
+        mean = logs.masked_fill(never, 0).logsumexp(0).masked_fill(never, -math.inf)
+        return mean - torch.tensor(float(len(self))).log().to(outputs)
+
+
+def class_axis(shape: Sequence[int], dim: int | None) -> int:
+    """The axis of the classes in outputs of a shape, >= 0.
+
+    Raises:
+        ValueError: there is no such axis, or with more than three it is not said which.
+    """
+    if dim is None and len(shape) > 3:
+        raise ValueError(
+            f"outputs {tuple(shape)} have their classes on one of {len(shape)} axes; say on which with dim=, 1 for a "
+            "segmentation (N, C, H, W)"
+        )
+    dim = -1 if dim is None else dim
+    if len(shape) < 2 or not -len(shape) <= dim < len(shape):
+        raise ValueError(
+            f"outputs need a shape (N, C) with an axis dim={dim} of classes, got {tuple(shape)}; of a regression take "
+            'mean="logits" or divergence="squared_error", and (N, 1) from .unsqueeze(-1)'
+        )
+    return dim % len(shape)
+
+
+def networks_in(given: Any, what: str) -> list[nn.Module]:
+    """The networks in what a user hands over as several of them.
+
+    Raises:
+        TypeError: it is no list of modules.
+        ValueError: it is empty.
+    """
+    if isinstance(given, Tensor):
+        raise TypeError("points of weight space need their architecture: use Ensemble.at(model, thetas)")
+    if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+        raise TypeError(f"{what} takes a list of networks, got one {type(given).__name__}; put it in a list")
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        remedy = (
+            "take its .values()" if isinstance(given, Mapping) else "of a generator take .models(n), of a path .model()"
+        )
+        raise TypeError(f"{what} takes a list of networks, got {type(given).__name__}; {remedy}")
+    found = list(given)
+    if not found:
+        raise ValueError(f"{what} needs at least one network, got none")
+    for model in found:
+        check_module(model, f"each network of {what}")
+    return found
 
 
 def _check_alike(every: Sequence[Mapping[str, Tensor]], needed: str) -> None:

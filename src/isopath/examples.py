@@ -42,8 +42,8 @@ class Examples:
         back to, so it is read once and kept.
 
         Args:
-            x: inputs, or a dataset of inputs or of pairs.
-            y: targets with N rows, or `None`.
+            x: inputs, or a dataset of inputs or of pairs; or examples as they are.
+            y: targets with N rows, which stand in for those of pairs; or `None`.
             what: the word that errors use for `x`.
 
         Raises:
@@ -51,9 +51,12 @@ class Examples:
             ValueError: no rows, differing row counts, entries that are not finite, or a loader whose sampler takes some
                 rows and not others.
         """
+        if isinstance(x, Examples):
+            return x if y is None else _with(x, y, what)
         if isinstance(x, DataLoader):
             if isinstance(x.dataset, IterableDataset):
-                return cls.of(*_gather(x), what=what)
+                inputs, targets = _gather(x)
+                return cls.of(inputs, targets if y is None else y, what)
             _check_sampler(x, what)
             return _from_dataset(x.dataset, x.collate_fn or default_collate, y, what)
         if isinstance(x, Dataset) and not isinstance(x, IterableDataset):
@@ -64,6 +67,14 @@ class Examples:
                 f"{what} must be a tensor, a tuple or mapping of tensors, a Dataset or a DataLoader, got {_name(x)}"
             )
         return _from_tensors(x, y, leaves, what)
+
+
+def _with(examples: Examples, y: Any, what: str) -> Examples:
+    """The same inputs with other targets."""
+    if len(y) != len(examples):
+        raise ValueError(f"{what} has {len(examples)} rows and the targets have {len(y)}; they must be equal")
+    targets = torch.as_tensor(y)
+    return Examples(len(examples), lambda index: (examples.draw(index)[0], targets[index.to(targets.device)]))
 
 
 def _check_sampler(loader: DataLoader[Any], what: str) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from isopath.module_state import ModuleState
 from isopath.space import Space, Trainable
 
-Output = str | int | Callable[[Any], Tensor] | None
+Output = str | int | slice | Callable[[Any], Tensor] | None
+Module = TypeVar("Module", bound=nn.Module)
 FORWARD = 1 / 3  # cost of a forward pass, in gradient evaluations
 
 
@@ -23,12 +25,14 @@ class Network:
 
     The module runs in eval mode (dropout off, batch norm on its running statistics) whatever mode the caller's is in,
     and attention on the math backend with the encoder fast path off: the fused kernels have neither forward-mode
-    derivatives nor double backward. The caller's module is read once; its buffers are copied, its frozen parameters
-    are shared and only read.
+    derivatives nor double backward. What a forward pass leaves behind in the module, an attribute or a moved buffer, is
+    put back. The caller's module is read once; its buffers are copied.
 
     Args:
         model: any `nn.Module`.
         trainable: names, glob patterns or a predicate; `None` for every parameter with `requires_grad`.
+        own: whether frozen parameters are copied too: what the caller does to theirs later is then nothing to the
+            network. Otherwise they are shared and only read.
 
     Attributes:
         space: names and shapes of the trainable parameters.
@@ -40,9 +44,10 @@ class Network:
         ValueError: it has no trainable parameter.
     """
 
-    def __init__(self, model: nn.Module, trainable: Trainable = None) -> None:
+    def __init__(self, model: nn.Module, trainable: Trainable = None, own: bool = False) -> None:
         self.space = Space.of(model, trainable)
-        self._skeleton = _skeleton(model)
+        self._skeleton = _skeleton(model, set(self.space.names) if own else None)
+        self._state = ModuleState(self._skeleton)
         self._modes = [module.training for module in self._skeleton.modules()]
         self._skeleton.eval()
         # Fused recurrent kernels have no forward-mode derivative on CPU; the plain ones do.
@@ -57,7 +62,8 @@ class Network:
             theta: a point, `(P,)`.
             inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword arguments.
             output: picks the tensor from what the module returns: a key, an attribute's name, an index, or a callable.
-                `None` takes a tensor as it is, and `.logits` or `["logits"]` where there is one.
+                `None` takes a tensor as it is, and `.logits` or `["logits"]` where there is one; a slice takes that
+                and cuts its last axis.
         """
         grad = torch.is_grad_enabled() and theta.requires_grad
         self.count(rows_of(inputs), 1.0 if grad else FORWARD)
@@ -67,7 +73,7 @@ class Network:
         """As a call, with named parameters and nothing counted."""
         args, kwargs = _arguments(inputs)
         try:
-            with plain_kernels(self._recurrent):
+            with self._state.held(), plain_kernels(self._recurrent):
                 returned = functional_call(self._skeleton, dict(parameters), args, kwargs)
         except NotImplementedError:
             raise  # an operator without the derivative asked for, which callers know what to do about
@@ -138,6 +144,8 @@ def pick(returned: Any, output: Output = None) -> Tensor:
     Raises:
         TypeError: there is no such tensor; the message lists what there is.
     """
+    if isinstance(output, slice):
+        return pick(returned)[..., output]
     if callable(output):
         found = output(returned)
     elif output is None:
@@ -178,7 +186,7 @@ def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def check_runs(model: nn.Module, inputs: Any, what: str) -> None:
     """Raises `ValueError` unless a copy of a module runs on some inputs, in eval mode."""
-    twin, (args, kwargs) = copy.deepcopy(model).eval(), _arguments(inputs)
+    twin, (args, kwargs) = copied(model).eval(), _arguments(inputs)
     try:
         with torch.no_grad(), plain_kernels(recurrent=True), torch.random.fork_rng(devices=[]):
             twin(*args, **kwargs)
@@ -201,12 +209,30 @@ def _shapes(inputs: Any) -> str:
     )
 
 
-def _skeleton(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares the caller's parameters and owns its buffers."""
+def _skeleton(model: nn.Module, moving: set[str] | None = None) -> nn.Module:
+    """A copy of the module tree that shares the caller's parameters, or only those that move, and owns its buffers."""
     # Sharing parameters keeps the cost at the buffers' size: every call substitutes the trainable ones anyway.
-    shared: dict[int, Any] = {id(p): p for p in model.parameters()}
+    shared: dict[int, Any] = {id(p): p for name, p in model.named_parameters() if moving is None or name in moving}
+    return copied(model, shared)
+
+
+def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
+    """A deep copy of a module; of tensors that it keeps of a graph, as an activation of its last forward pass, values.
+
+    Args:
+        model: any module.
+        memo: what is not copied but shared, by id, as `copy.deepcopy` takes it.
+
+    Raises:
+        TypeError: it cannot be copied.
+    """
+    memo = {} if memo is None else dict(memo)
+    for module in model.modules():
+        for kept in (*vars(module).values(), *module._buffers.values()):
+            if isinstance(kept, Tensor) and not kept.is_leaf:
+                memo[id(kept)] = kept.detach()
     try:
-        return copy.deepcopy(model, shared)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise TypeError(
             f"{type(model).__name__} cannot be copied ({error}); hooks, locks and tensors computed outside forward "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 Trainable = Callable[[str], bool] | Iterable[str] | None
 
 
@@ -17,6 +18,13 @@ class Space:
     """Names and shapes of the parameters that make up a point `theta` of shape `(P,)`.
 
     The order is that of `named_parameters`, each tensor row-major, tied parameters once (under their first name).
+
+    Attributes:
+        names, shapes: of the parameters.
+        dtype, device: of all of them.
+        weights: the names of those that sparsity and packing count: of two or more dimensions, and neither a bias nor a
+            normalisation's.
+        transposed: of these, the weights of transposed convolutions, whose outputs are their second axis.
 
     >>> space = Space.of(nn.Linear(3, 2))
     >>> space.dimension, space.names
@@ -27,6 +35,8 @@ class Space:
     shapes: tuple[torch.Size, ...]
     dtype: torch.dtype
     device: torch.device
+    weights: frozenset[str] = frozenset()
+    transposed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, module: nn.Module, trainable: Trainable = None) -> Space:
@@ -55,7 +65,10 @@ class Space:
                 "convert the model with .to(...), or select some with trainable=[...]"
             )
         ((dtype, device),) = kinds
-        return cls(tuple(chosen), tuple(p.shape for p in chosen.values()), dtype, device)
+        norms, turned = _within(module, NORMS), _within(module, (nn.modules.conv._ConvTransposeNd,))
+        weights = frozenset(n for n, p in chosen.items() if p.ndim >= 2 and n not in norms and not _is_bias(n))
+        shapes = tuple(p.shape for p in chosen.values())
+        return cls(tuple(chosen), shapes, dtype, device, weights, weights & turned)
 
     @property
     def sizes(self) -> list[int]:
@@ -100,6 +113,29 @@ class Space:
             for name, shape in zip(self.names, self.shapes)
         ]
         return torch.cat(pieces)
+
+
+def _within(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> set[str]:
+    """Names of the parameters of layers of some kinds."""
+    layers = ((prefix, child) for prefix, child in module.named_modules() if isinstance(child, kinds))
+    return {f"{prefix}.{name}" if prefix else name for prefix, child in layers for name, _ in child.named_parameters()}
+
+
+def _is_bias(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2].split("_")  # bias, bias_k, in_proj_bias
+
+
+def check_plain(names: Iterable[str]) -> None:
+    """Raises `ValueError` where a weight is made of others: zeros in those are not zeros of the weight."""
+    names = set(names)
+    for name in names:
+        old = name.endswith("_v") and f"{name[:-2]}_g" in names  # torch.nn.utils.weight_norm
+        if old or "parametrizations" in name.split("."):
+            remedy = "remove_weight_norm(layer)" if old else "parametrize.remove_parametrizations(layer, 'weight')"
+            raise ValueError(
+                f"{name!r} is what a parametrization makes a weight of, and its zeros are not the weight's; take it "
+                f"off the layer first, torch.nn.utils.{remedy}: the outputs stay"
+            )
 
 
 def _select(named: Mapping[str, nn.Parameter], trainable: Trainable) -> list[str]:

@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from isopath.arguments import check_kind
+
 FORMAT = 1
 
 
@@ -145,13 +147,16 @@ def save_weights(weights: nn.Module | Mapping[str, Tensor], path: str | Path) ->
         weights: a module, whose parameters and buffers are saved, or tensors by name.
         path: the file.
     """
+    check_kind(weights, (nn.Module, Mapping), "what is saved", "of a path take .model()")
     stored, shapes = _stored(weights)
     save_tensors(Path(path), stored, {"sparse": shapes} if shapes else None)
 
 
 def weights_size(weights: nn.Module | Mapping[str, Tensor]) -> int:
     """The bytes that `save_weights` spends on the tensors, without the file's header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _stored(weights)[0].values())
+    tensors = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    stored = _stored({name: t for name, t in tensors.items() if isinstance(t, Tensor)})[0]
+    return sum(tensor.numel() * tensor.element_size() for tensor in stored.values())
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
@@ -183,6 +188,11 @@ def _stored(weights: nn.Module | Mapping[str, Tensor]) -> tuple[dict[str, Tensor
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{name!r} is no tensor but a {type(tensor).__name__}, which a safetensors file cannot hold; save the "
+                "others, {name: t for name, t in module.state_dict().items() if isinstance(t, torch.Tensor)}"
+            )
         parts = _sparse(tensor.detach().cpu())
         named = {f"{name}.{kind}": part for kind, part in (parts or {}).items()}
         if parts is None or any(other in tensors for other in named):
@@ -195,6 +205,8 @@ def _stored(weights: nn.Module | Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 
 def _sparse(tensor: Tensor) -> dict[str, Tensor] | None:
     """Values that are not zero and their places; `None` where that takes no fewer bytes than all."""
+    if tensor.is_floating_point() and tensor.element_size() < 2:
+        return None  # of eight bits torch cannot say which are zero
     flat = tensor.contiguous().view(-1)
     places = flat.nonzero().squeeze(1)
     gaps = torch.diff(places, prepend=torch.tensor([-1])) - 1

@@ -90,7 +90,7 @@ def trace(
         ValueError, TypeError: an argument is wrong; the message says what was expected.
         FileExistsError: the run folder exists and `resume` is false.
     """
-    network = Network(model, trainable)
+    network = Network(model, trainable, own=True)
     budget = max_steps, max_evaluations
     tracer = _tracer(network, keep, objective, seed, tolerance, budget, direction, corrector, controller)
     keeper = Keeper(tracer.kept, tolerance, keep_waypoints)
@@ -117,7 +117,7 @@ def steps(
     Yields:
         `State`: `.accepted`, `.theta`, `.drift`, `.objective`, `.step`, `.status`, `.model()`. The first is the start.
     """
-    network = Network(model, trainable)
+    network = Network(model, trainable, own=True)
     budget = max_steps, max_evaluations
     tracer = _tracer(network, keep, objective, seed, tolerance, budget, direction, corrector, controller)
     return tracer.iterate()

@@ -74,8 +74,11 @@ def test_a_robust_task_scores_and_trains_on_the_attacked_inputs_and_counts_their
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="norm must be"):
         PGD(0.1, norm="l1")
-    with pytest.raises(ValueError, match="eps must be"):
-        PGD(-0.1)
+    for wrong in ({"eps": -0.1}, {"eps": float("nan")}, {"eps": 0.1, "step_size": -1.0}):
+        with pytest.raises(ValueError, match="eps must be >= 0 and step_size > 0"):
+            PGD(**wrong)
+    with pytest.raises(ValueError, match=r"steps must be a whole number >= 1, got 2\.5"):
+        PGD(0.1, steps=2.5)
     with pytest.raises(ValueError, match=r"the inputs range from -1 to 2, outside of what the attack holds"):
         PGD(0.1)(linear(), torch.linspace(-1, 2, 18, dtype=torch.float64).reshape(3, 6), Y[:3], generator())
     with pytest.raises(ValueError, match=r"needs the loss of each row, \(3,\), got \(\)"):

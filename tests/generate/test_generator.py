@@ -155,9 +155,9 @@ def test_models_along_a_path(generator):
 
 
 def test_no_networks_and_latents_of_another_size(generator):
-    with pytest.raises(ValueError, match="count must be >= 1"):
+    with pytest.raises(ValueError, match="count must be a whole number >= 1"):
         generator.sample(0)
-    with pytest.raises(ValueError, match="count must be >= 1"):
+    with pytest.raises(ValueError, match="count must be a whole number >= 1"):
         generator.ensemble(0)
     with pytest.raises(ValueError, match=r"z has shape \(2, 5\), expected \(n, 6\)"):
         generator(torch.zeros(2, 5))

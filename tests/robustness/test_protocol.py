@@ -205,8 +205,8 @@ def test_the_cost_is_counted_for_every_network_of_the_whole():
     attacked = 5 + 2 * FORWARD  # five steps, one look at the loss, one at the class
     reached = ip.robustness(model, X, Y, 0.0, **QUICK | {"restarts": 1}).large.rows
     assert reached == 8
-    assert alone == pytest.approx(FORWARD * 121 + n * attacked + 8 * attacked + n)
-    transfer = FORWARD + n * (5 + FORWARD) + 4 * n * FORWARD  # on the member alone, judged by all four
+    assert alone == pytest.approx(FORWARD * 122 + n * attacked + 8 * attacked + n)
+    transfer = 2 * FORWARD + n * (5 + FORWARD) + 4 * n * FORWARD  # on the member alone, judged by all four
     assert four == pytest.approx(4 * alone + transfer)
 
 
@@ -243,10 +243,10 @@ def test_without_the_official_package_bounds_or_rows_the_table_says_so(monkeypat
         ({"x": X - 1}, "outside of what the attack holds valid"),
         ({"member": 2, "model": ip.Ensemble([trained(), trained()])}, "member must be from 0 to 1, .*got 2"),
         ({"surrogate": nn.Linear(6, 2)}, "labels must be from 0 to 1"),
-        ({"surrogate": nn.Linear(5, 4)}, r"does not run on these inputs: got \(1, 6\)"),
+        ({"surrogate": nn.Linear(5, 4)}, r"does not run on these inputs: got \(2, 6\)"),
         ({"y": Y[:7]}, r"labels must have the shape \(120,\)"),
         ({"confidence": 1.0}, r"confidence within \(0, 1\), got .* and 1\.0"),
-        ({"restarts": 0}, "steps and restarts >= 1"),
+        ({"restarts": 0}, "restarts must be a whole number >= 1, got 0"),
         ({"norm": "l1"}, "norm must be"),
     ],
 )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from isopath.attacks.ball import Ball, check_ball, check_inside
 from isopath.attacks.pgd import Rows, cross_entropy_rows
-from isopath.attacks.victim import Victim, check_labels
+from isopath.attacks.victim import Victim, labels_of
 from isopath.network import Output
+from isopath.randomness import seeded
 
 
 class Attack(Ball, Protocol):
@@ -41,7 +42,7 @@ def attack(
         seed: of the random starts. The same seed and batch size give the same bits.
         loss: of each row, `(outputs, targets) -> (N,)`; AutoAttack has its own.
         batch_size: rows in one pass.
-        output: picks the output tensor from what the model returns (see `Network`).
+        output: picks the output tensor from what the model returns (see `Network`); an ensemble has its own.
 
     Returns:
         Inputs `(N, ...)` within the ball around `x` and within the range of valid inputs.
@@ -61,14 +62,15 @@ def attack(
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     victim = Victim(model, output)
-    y = y.to(x.device) if isinstance(y, Tensor) else y
     if loss is cross_entropy_rows:
-        with torch.no_grad():
-            check_labels(y, x, victim(x[:1]))
+        with torch.no_grad(), seeded(x.device, seed):
+            y = labels_of(y, x, victim(x[:2]))
     elif len(y) != len(x):
         raise ValueError(f"targets must have {len(x)} rows, one for each input, got {len(y)}")
+    y = y.to(x.device)
     generator = torch.Generator().manual_seed(seed)
     parts = zip(x.detach().split(batch_size), y.split(batch_size))
-    attacked = torch.cat([attack(victim, inputs, targets, generator, loss) for inputs, targets in parts])
+    with seeded(x.device, seed):
+        attacked = torch.cat([attack(victim, inputs, targets, generator, loss) for inputs, targets in parts])
     check_inside(attacked, x.detach(), attack)
     return attacked

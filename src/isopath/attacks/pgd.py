@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isopath.arguments import check_numbers
+from isopath.arguments import check_count, check_numbers
 
 Norm = Literal["linf", "l2"]
 Rows = Callable[[Tensor, Tensor], Tensor]
@@ -25,8 +25,9 @@ class PGD:
     """Projected gradient ascent on the loss within a ball around each input (Madry et al. 2018, arXiv 1706.06083).
 
     x ← Π(x + α sign ∇_x L) for the largest absolute change, x ← Π(x + α ∇_x L / ‖∇_x L‖) for the Euclidean one; Π
-    projects onto the ball and onto the range of valid inputs. Every restart begins at a random point of the ball, but
-    for the first if `random` is false, and each input keeps the strongest of all the points that its restarts end on.
+    projects onto the ball and onto the range of valid inputs; what of a gradient is NaN counts as zero. Every restart
+    begins at a random point of the ball, but for the first if `random` is false, and each input keeps the strongest of
+    all the points that its restarts end on, one with a loss of NaN before all others.
 
     Args:
         eps: radius of the ball, in units of the inputs.
@@ -51,13 +52,14 @@ class PGD:
     random: bool = True
 
     def __post_init__(self) -> None:
-        check_numbers(eps=self.eps, steps=self.steps, restarts=self.restarts, low=self.low, high=self.high)
+        check_numbers(eps=self.eps, low=self.low, high=self.high, step_size=self.step_size)
+        check_count(self.steps, "steps")
+        check_count(self.restarts, "restarts")
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be 'linf' or 'l2', got {self.norm!r}")
-        if self.eps < 0 or self.steps < 1 or self.restarts < 1:
-            raise ValueError(
-                f"eps must be >= 0, steps and restarts >= 1, got {self.eps}, {self.steps} and {self.restarts}"
-            )
+        size = 1.0 if self.step_size is None else self.step_size
+        if not (self.eps >= 0 and size > 0):
+            raise ValueError(f"eps must be >= 0 and step_size > 0, got {self.eps} and {self.step_size}")
 
     @property
     def evaluations(self) -> int:
@@ -99,7 +101,7 @@ class PGD:
                     (gradient,) = torch.autograd.grad(loss(function(point), y).sum(), point)
                     point = self._inside(point.detach() + self._step(gradient), x)
                 with torch.no_grad():
-                    value = loss(function(point), y).to(highest)
+                    value = loss(function(point), y).to(highest).nan_to_num(torch.inf, torch.inf, -torch.inf)
                 if value.shape != (len(x),):
                     raise ValueError(
                         f"an attack needs the loss of each row, ({len(x)},), got {tuple(value.shape)}; use "
@@ -121,7 +123,8 @@ class PGD:
     def _step(self, gradient: Tensor) -> Tensor:
         size = 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
         if self.norm == "linf":
-            return size * gradient.sign()
+            return size * gradient.nan_to_num(0.0).sign()
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one such entry would hold the whole row still
         return size * gradient / _shaped(_norms(gradient), gradient)
 
     def _inside(self, point: Tensor, x: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from isopath.arguments import check_module
 from isopath.ensemble import Ensemble
-from isopath.network import FORWARD, Output, pick, plain_kernels
+from isopath.network import FORWARD, Output, copied, pick, plain_kernels
 
 
 class Victim:
@@ -21,7 +20,7 @@ class Victim:
 
     Args:
         model: any module that takes one tensor; its weights are shared, its buffers copied.
-        output: picks the output tensor from what it returns (see `Network`).
+        output: picks the output tensor from what it returns (see `Network`); an ensemble has its own.
 
     Attributes:
         module: the copy that is run.
@@ -37,15 +36,9 @@ class Victim:
         check_module(model, "what is attacked", "of networks make an ip.Ensemble, of a path or a generator take .model")
         # Parameters that ask for no gradient: neither the graph nor the caller's .grad knows of the attack.
         shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-        try:
-            self.module = copy.deepcopy(model, shared).eval()
-        except Exception as error:
-            raise TypeError(
-                f"{type(model).__name__} cannot be copied ({error}); hooks, locks and tensors computed outside "
-                "forward stand in the way: remove them"
-            ) from error
+        self.module = copied(model, shared).eval()
         self.networks = len(model) if isinstance(model, Ensemble) else 1
-        self.output = output
+        self.output = None if isinstance(model, Ensemble) else output  # an ensemble has its own
         self.evaluations = 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -59,7 +52,9 @@ class Victim:
         try:
             with plain_kernels():
                 returned = self.module(x)
-        except (RuntimeError, TypeError, IndexError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, IndexError, ValueError) as error:
             raise ValueError(
                 f"the model does not run on these inputs: got {tuple(x.shape)} {x.dtype} on {x.device}; convert, "
                 f"reshape or move the inputs. The model said: {error}"
@@ -79,8 +74,8 @@ class Victim:
         return (outputs.argmax(-1) == y) & ~outputs.isnan().any(-1)
 
 
-def check_labels(y: Any, x: Tensor, outputs: Tensor) -> None:
-    """Checks labels against inputs and the outputs of a classifier.
+def labels_of(y: Any, x: Tensor, outputs: Tensor) -> Tensor:
+    """Labels `(N,)` as int64 on the inputs' device, once they fit the inputs and the outputs of a classifier.
 
     Args:
         y: labels `(N,)`.
@@ -106,3 +101,4 @@ def check_labels(y: Any, x: Tensor, outputs: Tensor) -> None:
             f"labels must be from 0 to {outputs.shape[1] - 1}, the classes of the model, got {int(y.min())} to "
             f"{int(y.max())}; leave out rows without a label"
         )
+    return y.to(x.device, torch.int64)

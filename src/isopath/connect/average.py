@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from isopath.connect.rescaled import rescaled
 from isopath.connect.statistics import reestimated
+from isopath.network import copied
 from isopath.objectives import Objective
 from isopath.symmetry import Permutation
 from isopath.symmetry import align as aligned
@@ -46,7 +46,7 @@ def average(
             permutation(model) if objective is None else _rescaled(first, model, objective, permutation)
             for permutation, model in zip(found, others)
         ]
-    mean = copy.deepcopy(first)
+    mean = copied(first)
     states = [model.state_dict() for model in (first, *others)]
     with torch.no_grad():
         for name, tensor in mean.state_dict().items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from isopath.arguments import check_kind, check_module, check_numbers
 from isopath.connect.curve import Curve, begin
 from isopath.connect.statistics import BatchNetwork, normalisations
-from isopath.network import Network
+from isopath.network import Network, copied
 from isopath.objectives import Objective, as_objective
 from isopath.space import Trainable
 from isopath.symmetry import Permutation, Symmetries, nearest
@@ -71,7 +71,7 @@ def rescaled(
     check_numbers(steps=steps, rate=rate)
     if steps < 0 or not float(steps).is_integer() or not rate > 0:
         raise ValueError(f"steps must be a whole number >= 0 and rate > 0, got {steps} and {rate}")
-    far = permutation(model_b) if isinstance(permutation, Permutation) else copy.deepcopy(model_b)
+    far = permutation(model_b) if isinstance(permutation, Permutation) else copied(model_b)
     found = permutation.symmetries if isinstance(permutation, Permutation) else permutation
     options: dict[str, Any] = {"curve": "segment", "bends": 1, "steps": 0, "rate": rate, "sampling": "uniform",
                                "permutation": None, "trainable": trainable, "seed": seed}  # fmt: skip

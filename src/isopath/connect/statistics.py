@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from isopath.examples import Examples
-from isopath.network import Network, plain_kernels
+from isopath.network import Network, copied, plain_kernels
 from isopath.network import _arguments as arguments_of
 from isopath.space import Trainable
 
@@ -44,7 +43,7 @@ def reestimated(model: nn.Module, data: Any, batch_size: int = 256) -> nn.Module
         data: inputs: a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`.
         batch_size: rows per forward pass.
     """
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     layers = normalisations(twin)
     if not layers:
         return twin
@@ -80,7 +79,7 @@ def repaired(
         data: inputs.
         batch_size: rows per forward pass.
     """
-    twin, names = copy.deepcopy(model), _layers(model, data, batch_size)[:-1]
+    twin, names = copied(model), _layers(model, data, batch_size)[:-1]
     targets = [_moments(end, names, data, batch_size) for end in ends]
     for name in names:
         mean, deviation = _moments(twin, [name], data, batch_size)[name]

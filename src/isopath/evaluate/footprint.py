@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isopath.arguments import check_module
 from isopath.network import _arguments as arguments_of
-from isopath.network import check_runs, rows_of
+from isopath.network import check_runs, copied, plain_kernels, rows_of
 from isopath.storage import weights_size
 
 
@@ -61,11 +60,11 @@ def footprint(model: nn.Module, example: Any, passes: int = 20) -> Footprint:
         raise ValueError(f"passes must be >= 1, got {passes}")
     check_module(model, "model")
     check_runs(model, example, "the example")
-    model, (args, kwargs) = copy.deepcopy(model).eval(), arguments_of(example)
+    model, (args, kwargs) = copied(model).eval(), arguments_of(example)
     parameters = list(model.parameters())
     with torch.no_grad():
         counter = FlopCounterMode(display=False)
-        with counter:
+        with plain_kernels(recurrent=True), counter:  # a fused kernel's operations are not counted
             model(*args, **kwargs)
         seconds = []
         for k in range(-max(1, passes // 10), passes):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from isopath.arguments import check_module, check_numbers
-from isopath.ensemble import Ensemble
-from isopath.examples import Examples
-from isopath.network import Output, pick
+from isopath.arguments import check_count, check_module, check_numbers
+from isopath.ensemble import Ensemble, class_axis
+from isopath.examples import Examples, to
+from isopath.generate.generator import SOFTMAX, classes_of
+from isopath.network import Output, check_runs, copied, pick
 from isopath.network import _arguments as arguments_of
 from isopath.objectives import Task
+from isopath.randomness import seeded
 
 STEPS = 500  # at least, by default
 Module = TypeVar("Module", bound=nn.Module)
@@ -36,6 +36,7 @@ def distill(
     augment: Augment | None = None,
     divergence: Divergence = "kl",
     output: Output = None,
+    dim: int | None = None,
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None,
     seed: int = 0,
 ) -> Module:
@@ -50,7 +51,7 @@ def distill(
         student: any module with outputs of the same shape; it is not modified. It learns in train mode and comes back
             in the modes that it has.
         data: inputs as a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; or a `Task`, whose inputs are used,
-            and whose slice of the outputs where it has one.
+            and whose `outputs` where it has some.
         epochs: passes over the data; 5 by default, or as many as make 500 steps.
         temperature: T, of `"kl"`.
         rate: of Adam, at its highest.
@@ -59,7 +60,9 @@ def distill(
         augment: new inputs from a batch's, `(inputs, generator) -> inputs`; teacher and student see the same. Without
             it the teacher's outputs are computed once.
         divergence: `"kl"` of the softmax outputs, or `"squared_error"`, for a regression.
-        output: picks the output tensor of a network (see `Network`); an ensemble has its own.
+        output: picks the output tensor of a network (see `Network`); an ensemble has its own. A task's by default.
+        dim: the axis of the classes; by default that of an ensemble, 1 with a task whose loss is torch's own
+            `cross_entropy`, as of a segmentation `(N, C, H, W)`, or else the last.
         optimizer: from the student's parameters; Adam by default.
         seed: of the order of the rows, of what `augment` draws and of dropout.
 
@@ -72,8 +75,12 @@ def distill(
     check_module(student, "the student")
     _check(epochs, temperature, rate, batch_size, labels, divergence, data)
     examples = data.examples if isinstance(data, Task) else Examples.of(data, what="the data")
-    part = data.outputs if isinstance(data, Task) and isinstance(data.outputs, slice) else None
-    module = copy.deepcopy(student)
+    if isinstance(data, Task):
+        output = data.outputs if output is None else output
+        dim = classes_of(data) if dim is None and not isinstance(teacher, Ensemble) else dim
+    dim = teacher.dim if dim is None and isinstance(teacher, Ensemble) else dim
+    example: Any = examples.take(torch.arange(min(2, len(examples))))[0]
+    module = copied(student)
     learned = [p for p in module.parameters() if p.requires_grad]
     if not learned:
         raise ValueError(f"the student, {type(student).__name__}, has no trainable parameter; set requires_grad")
@@ -81,47 +88,36 @@ def distill(
     epochs = max(5, math.ceil(STEPS / math.ceil(len(examples) / batch_size))) if epochs is None else epochs
     device = learned[0].device
     lesson = _Lesson(
-        teacher=copy.deepcopy(teacher).eval(), student=module, examples=examples, device=device, part=part,
-        temperature=temperature, labels=labels, augment=augment, divergence=divergence, output=output,
+        teacher=copied(teacher).eval(), student=module, examples=examples, device=device,
+        temperature=temperature, labels=labels, augment=augment, divergence=divergence, output=output, dim=dim,
+        task=data if labels else None,
     )  # fmt: skip
+    for part in (lesson.teacher, module):
+        check_runs(part, to(example, device), "the data")
     lesson.prepare(batch_size)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, rate))
-    with _dropout(device, seed), torch.enable_grad():
+    with seeded(device, seed), torch.enable_grad():
         module.train()
         _learned(lesson, make(learned), epochs, batch_size, seed)
     for child, training in zip(module.modules(), modes):
         child.training = training
-    return module
+    return copied(module)  # without what it kept of the graph
 
 
 def _check(
     epochs: int | None, temperature: float, rate: float, batch_size: int, labels: float, divergence: str, data: Any
 ) -> None:
-    check_numbers(epochs=epochs, temperature=temperature, rate=rate, batch_size=batch_size, labels=labels)
-    if min(1 if epochs is None else epochs, batch_size) < 1:
-        raise ValueError(f"epochs and batch_size must be >= 1, got {epochs} and {batch_size}")
+    check_numbers(temperature=temperature, rate=rate, labels=labels)
+    check_count(1 if epochs is None else epochs, "epochs")
+    check_count(batch_size, "batch_size")
     if not (temperature > 0 and rate > 0 and 0 <= labels <= 1):
         raise ValueError(
             f"temperature and rate must be > 0 and labels in [0, 1], got {temperature}, {rate} and {labels}"
         )
     if divergence not in ("kl", "squared_error"):
         raise ValueError(f"divergence must be 'kl' or 'squared_error', got {divergence!r}")
-    if labels and not (isinstance(data, Task) and data.loss == "cross_entropy"):
+    if labels and not (isinstance(data, Task) and data.loss in SOFTMAX):
         raise TypeError(f"labels={labels} needs a Task with classes to take them from, got {type(data).__name__}")
-
-
-@contextmanager
-def _dropout(device: torch.device, seed: int) -> Iterator[None]:
-    """Random state of the student's own; the caller's is put back."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-            yield
-        return
-    with torch.random.fork_rng([device], device_type=device.type):
-        torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
-        torch.get_device_module(device).manual_seed(seed)
-        yield
 
 
 def _learned(lesson: _Lesson, optimizer: torch.optim.Optimizer, epochs: int, batch_size: int, seed: int) -> None:
@@ -156,12 +152,12 @@ class _Lesson:
     """The loss of a student on some rows."""
 
     def __init__(
-        self, *, teacher: nn.Module, student: nn.Module, examples: Examples, device: torch.device, part: slice | None,
-        temperature: float, labels: float, augment: Augment | None, divergence: str, output: Output,
+        self, *, teacher: nn.Module, student: nn.Module, examples: Examples, device: torch.device, temperature: float,
+        labels: float, augment: Augment | None, divergence: str, output: Output, dim: int | None, task: Task | None,
     ) -> None:  # fmt: skip
-        self.teacher, self.student, self.examples, self.device, self.part = teacher, student, examples, device, part
+        self.teacher, self.student, self.examples, self.device = teacher, student, examples, device
         self.temperature, self.labels, self.augment, self.divergence = temperature, labels, augment, divergence
-        self.output = output
+        self.output, self.dim, self.task = output, dim, task
         self._known: Tensor | None = None
 
     def prepare(self, batch_size: int) -> None:
@@ -181,20 +177,23 @@ class _Lesson:
                 f"the student's outputs have shape {tuple(y.shape)}, the teacher's {tuple(wanted.shape)}; they must be "
                 "equal"
             )
-        loss = self._away(y, wanted)
-        if not self.labels:
+        loss = (1 - self.labels) * self._away(y, wanted)
+        if self.task is None or bool((target == -100).all()):
             return loss
-        given = nn.functional.cross_entropy(y.reshape(-1, y.shape[-1]), target.reshape(-1))
-        return (1 - self.labels) * loss + self.labels * given
+        given, weight = self.task.loss_of(y, target, rows)
+        return loss + self.labels * given / weight if weight else loss
 
     def _away(self, y: Tensor, wanted: Tensor) -> Tensor:
+        dim = class_axis(y.shape, self.dim)
         if self.divergence == "squared_error":
-            return 0.5 * (y - wanted).square().sum(-1).mean()
-        if y.shape[-1] == 1:
+            return 0.5 * (y - wanted).square().sum(dim).mean()
+        if y.shape[dim] == 1:
             raise ValueError('outputs of C = 1 have no classes to tell apart; use divergence="squared_error"')
         t = self.temperature
-        own, other = (y / t).log_softmax(-1), (wanted / t).log_softmax(-1)
-        return t * t * (other.exp() * (other - own)).sum(-1).mean()
+        own, other = (y / t).log_softmax(dim), (wanted / t).log_softmax(dim)
+        never = other.isneginf()  # a class that the teacher rules out: 0 log 0 = 0
+        apart = other.masked_fill(never, 0) - own.masked_fill(never, 0)
+        return t * t * (other.exp() * apart).sum(dim).mean()
 
     def _wanted(self, inputs: Any) -> Tensor:
         with torch.no_grad():
@@ -202,5 +201,7 @@ class _Lesson:
 
     def _of(self, module: nn.Module, inputs: Any) -> Tensor:
         args, kwargs = arguments_of(inputs)
-        y = pick(module(*args, **kwargs), None if isinstance(module, Ensemble) else self.output)
-        return y if self.part is None else y[..., self.part]
+        if not isinstance(module, Ensemble):
+            return pick(module(*args, **kwargs), self.output)
+        y: Tensor = module(*args, **kwargs)  # it picks its own; a part of its outputs it may leave to us
+        return y[..., self.output] if isinstance(self.output, slice) and module.output is None else y

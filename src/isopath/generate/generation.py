@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -10,14 +9,15 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from isopath.arguments import check_count, check_module
 from isopath.ensemble import Mean
 from isopath.generate.family import CHUNK, Family
-from isopath.generate.generator import SOFTMAX, Generator, gauge_of
+from isopath.generate.generator import SOFTMAX, Generator, classes_of, gauge_of
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.layout import Layout
 from isopath.generate.settings import Schedule, Settings, Start
 from isopath.generate.training import Training
-from isopath.network import Network
+from isopath.network import Network, copied
 from isopath.objectives import Robust, Task
 from isopath.space import Trainable
 from isopath.symmetry import Symmetries
@@ -94,7 +94,9 @@ def training_of(
 ) -> Training:  # fmt: skip
     """The training that `generate` runs, to be driven step by step."""
     check_task(task)
-    network = Network(copy.deepcopy(model), trainable)  # the caller may go on with the frozen parameters
+    check_module(model, "what networks are generated for")
+    check_count(chunk, "chunk")
+    network = Network(copied(model), trainable)  # the caller may go on with the frozen parameters
     if network.space.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the weights are {network.space.dtype}, in which distances of networks are lost to rounding; give the "
@@ -117,8 +119,10 @@ def training_of(
 def finished(training: Training, history: list[dict[str, float]]) -> Generator:
     """The generator of a training, as it stands."""
     mean: Mean = "probabilities" if training.task.loss in SOFTMAX else "logits"
-    made = training.hypernetwork
-    return Generator(training.family.network, made, history, training.status, training.reason, mean)
+    made, task = training.hypernetwork, training.task
+    return Generator(
+        training.family.network, made, history, training.status, training.reason, mean, task.outputs, classes_of(task)
+    )
 
 
 def check_task(task: Any) -> None:

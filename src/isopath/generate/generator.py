@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_count
 from isopath.ensemble import Ensemble, Mean
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.layout import Layout
-from isopath.network import Network
+from isopath.network import Network, Output
 from isopath.objectives import Task
 from isopath.path import Path, check_unit
 from isopath.space import Space, Trainable
@@ -21,6 +22,7 @@ from isopath.storage import load_tensors, save_tensors
 from isopath.symmetry import Symmetries
 from isopath.symmetry.gauge import Gauge
 
+FUNCTION = {"function": True}  # in the place of one in a file
 SOFTMAX = "cross_entropy", torch.nn.functional.cross_entropy  # losses that see no common shift of all logits
 
 
@@ -35,6 +37,8 @@ class Generator:
         status: how the training ended: `trained`, `stationary`, `diverged`, `running`.
         reason: that, as a sentence.
         mean: what of its networks an ensemble takes the mean of: `"probabilities"`, or without classes `"logits"`.
+        output: what picks the outputs that they were trained on (see `Task`).
+        dim: the axis of the classes.
     """
 
     network: Network
@@ -43,6 +47,8 @@ class Generator:
     status: str = "running"
     reason: str = ""
     mean: Mean = "probabilities"
+    output: Output = None
+    dim: int = -1
 
     def __call__(self, z: Tensor) -> Tensor:
         """Points `(n, P)` of latents `(n, latent)`; differentiable in z.
@@ -56,10 +62,9 @@ class Generator:
 
     def latents(self, count: int, seed: int = 0) -> Tensor:
         """Standard normal latents, `(count, latent)`; the first ones of a seed are the same for any count."""
-        if count < 1:
-            raise ValueError(f"count must be >= 1 networks, got {count}")
+        check_count(count, "count")
         generator = torch.Generator().manual_seed(seed)
-        drawn = [torch.randn(self.hypernetwork.latent, generator=generator) for _ in range(count)]
+        drawn = [torch.randn(self.hypernetwork.latent, generator=generator, dtype=torch.float32) for _ in range(count)]
         return torch.stack(drawn).to(self.hypernetwork.centre)
 
     def sample(self, count: int, seed: int = 0) -> Tensor:
@@ -84,7 +89,12 @@ class Generator:
             seed: of the latents.
             options: of `Ensemble`.
         """
-        return Ensemble(self.models(count, seed), **{"mean": self.mean, **options})
+        return Ensemble(self.models(count, seed), **{**self.together, **options})
+
+    @property
+    def together(self) -> dict[str, Any]:
+        """The options of `Ensemble` for what the networks were trained on."""
+        return {"mean": self.mean, "output": self.output, "dim": self.dim}
 
     def path(self, a: Tensor, b: Tensor) -> LatentPath:
         """The networks between two latents, `(latent,)` each."""
@@ -116,24 +126,27 @@ class Generator:
         own = {f"generator.{k}": v for k, v in self.hypernetwork.state_dict().items()}
         about = {
             "kind": "generator", "sizes": _sizes(self.hypernetwork), "status": self.status, "reason": self.reason,
-            "history": self.history, "mean": self.mean,
+            "history": self.history, "mean": self.mean, "output": _written(self.output), "dim": self.dim,
             "shapes": [[n, list(s)] for n, s in zip(self.network.space.names, self.network.space.shapes)],
         }  # fmt: skip
         save_tensors(FilePath(path), {**own, **{f"fixed.{k}": v for k, v in fixed.items()}}, about)
 
     @classmethod
-    def load(cls, path: str | FilePath, model: nn.Module, trainable: Trainable = None) -> Generator:
+    def load(
+        cls, path: str | FilePath, model: nn.Module, trainable: Trainable = None, output: Output = None
+    ) -> Generator:  # fmt: skip
         """Reads what `save` wrote.
 
         Args:
             path: of the file.
             model: a module of the same architecture; it is not modified, its weights do not matter.
             trainable: as for `generate`.
+            output: what picks the outputs, where that was a function: no file holds one.
 
         Raises:
             FileNotFoundError: there is no such file.
             DamagedFile: it is not whole.
-            ValueError: it is no generator, or one for another module.
+            ValueError: it is no generator, or one for another module or precision, or a function is missing.
         """
         tensors, about = load_tensors(FilePath(path))
         if about.get("kind") != "generator":
@@ -144,13 +157,31 @@ class Generator:
         _check_shapes(written, list(zip(network.space.names, map(tuple, network.space.shapes))), str(path))
         _check_shapes([(n, tuple(t.shape)) for n, t in fixed.items()],
                       [(n, tuple(t.shape)) for n, t in sorted(_fixed(network).items())], str(path))  # fmt: skip
+        if about["output"] == FUNCTION and output is None:
+            raise ValueError(
+                f"the networks of {path} were trained on outputs that a function picks, and no file holds one; pass "
+                "output="
+            )
+        own = _part(tensors, "generator.")
+        precisions = {t.dtype for t in own.values() if t.is_floating_point()}
+        if precisions != {network.space.dtype}:
+            raise ValueError(
+                f"{path} makes weights of {', '.join(map(str, precisions))}, and the module's are "
+                f"{network.space.dtype}; convert the module with .to(dtype), and what is generated after"
+            )
         made = Hypernetwork(Layout.of(network.space), **about["sizes"], generator=torch.Generator().manual_seed(0))
         made = made.to(network.start)
-        made.load_state_dict(_part(tensors, "generator."))
+        made.load_state_dict(own)
         module = network.model(network.start)
-        module.load_state_dict(fixed, strict=False)
-        own = Network(module, lambda name: name in network.space.names)
-        return cls(own, made, about["history"], about["status"], about["reason"], about["mean"])
+        places = _tensors(module)
+        with torch.no_grad():
+            for name, value in fixed.items():
+                places[name].copy_(value)
+        whole = Network(module, lambda name: name in network.space.names)
+        picks = output if output is not None else _read(about["output"])
+        return cls(
+            whole, made, about["history"], about["status"], about["reason"], about["mean"], picks, about["dim"]
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +228,7 @@ class LatentPath(Path):
             options: of `Ensemble`.
         """
         models = [self.generator.network.model(theta) for theta in self.sample(count)]
-        return Ensemble(models, **{"mean": self.generator.mean, **options})
+        return Ensemble(models, **{**self.generator.together, **options})
 
     def latent(self, t: float) -> Tensor:
         """The latent at `t`, `(latent,)`."""
@@ -235,10 +266,27 @@ def _sizes(made: Hypernetwork) -> dict[str, int]:
 
 
 def _fixed(network: Network) -> dict[str, Tensor]:
-    """What a module has beside the points' tensors: frozen parameters and buffers, tied ones once."""
-    module = network.model(network.start)
-    kept = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]} - set(network.space.names)
-    return {name: tensor for name, tensor in module.state_dict().items() if name in kept}
+    """What a module has beside the points' tensors: frozen parameters and buffers, tied ones once.
+
+    Buffers that are not persistent too: random features, say, are drawn anew by the module that a file is read into.
+    """
+    held = _tensors(network.model(network.start))
+    return {name: tensor.detach() for name, tensor in held.items() if name not in network.space.names}
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _written(output: Output) -> Any:
+    """What picks outputs, as a file has it."""
+    if isinstance(output, slice):
+        return [output.start, output.stop, output.step]
+    return FUNCTION if callable(output) else output
+
+
+def _read(written: Any) -> Output:
+    return slice(*written) if isinstance(written, list) else written
 
 
 def _check_shapes(
@@ -261,3 +309,8 @@ def gauge_of(model: nn.Module, task: Task, space: Space, symmetries: Symmetries 
     softmax = task.loss in SOFTMAX
     output = None if isinstance(task.outputs, slice) else task.outputs
     return Gauge.of(model, example, space, softmax, symmetries, output)
+
+
+def classes_of(task: Task) -> int:
+    """The axis of the classes: torch's own cross-entropy has them on the second, `(N, C, ...)`."""
+    return 1 if task.loss is torch.nn.functional.cross_entropy else -1

@@ -10,7 +10,7 @@ from torch import Tensor
 from isopath.arguments import check_classes, check_kind, check_range
 from isopath.generate.entropy import intrinsic_dimension, participation
 from isopath.generate.family import Family
-from isopath.generate.generator import SOFTMAX, Generator, gauge_of
+from isopath.generate.generator import SOFTMAX, Generator, classes_of, gauge_of
 from isopath.objectives import Task
 from isopath.robustness.comparison import agreeing
 from isopath.symmetry import Symmetries
@@ -80,7 +80,7 @@ def explore(
     thetas = generator.sample(count, seed)
     family = Family(generator.network)
     y, target = _outputs(family, thetas, task)
-    check_classes(y[0], target, task.loss)
+    check_classes(y[0], target, "cross_entropy")
     check_range(y, target)
     y, target = y[:, target != -100], target[target != -100]
     points, distances = _spread(generator, thetas, task, symmetries)
@@ -94,14 +94,15 @@ def explore(
 
 
 def _outputs(family: Family, thetas: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """`(n, N, C)` on all rows, and their targets `(N,)`."""
+    """`(n, N, C)` on all rows, or `(n, N, ..., C)`, and their targets `(N,)`, or `(N, ...)`."""
     found, targets = [], []
     with torch.no_grad():
         for rows in torch.arange(len(task)).split(task.batch_size):
             y, target = task.predict(family, thetas, rows)  # type: ignore[arg-type]
             found.append(y.cpu())
             targets.append(target.cpu())
-    return torch.cat(found, 1), torch.cat(targets)
+    y = torch.cat(found, 1)
+    return (y.movedim(2, -1) if classes_of(task) == 1 else y), torch.cat(targets)
 
 
 def _accuracies(y: Tensor, target: Tensor) -> tuple[float, ...]:

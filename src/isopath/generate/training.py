@@ -14,6 +14,7 @@ from isopath.generate.family import Family
 from isopath.generate.hypernetwork import Hypernetwork
 from isopath.generate.settings import Settings
 from isopath.objectives import Task
+from isopath.randomness import seeded
 from isopath.symmetry.gauge import Gauge
 
 STATUSES = "running", "trained", "stationary", "diverged"
@@ -56,16 +57,17 @@ class Training:
 
     def __iter__(self) -> Iterator[dict[str, float]]:
         while self.status == "running":
-            with torch.enable_grad():
+            # what a network draws by itself, dropout that stays on say, is the step's own too
+            with torch.enable_grad(), seeded(self.hypernetwork.centre.device, self.settings.seed + self.step):
                 row = self._stepped()
             yield row
 
     def latents(self, step: int) -> Tensor:
         """Of a step, `(n, latent)`: the same for the same seed."""
         # not the seeds of Generator.latents: what is looked at later was not trained on
-        generator = torch.Generator().manual_seed((self.settings.seed + 1) * 7_368_787 + step)
-        shape = self.settings.networks, self.hypernetwork.latent
-        return torch.randn(shape, generator=generator).to(self.hypernetwork.centre)
+        seed, shape = (self.settings.seed + 1) * 7_368_787 + step, (self.settings.networks, self.hypernetwork.latent)
+        drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+        return drawn.to(self.hypernetwork.centre)
 
     def _stepped(self) -> dict[str, float]:
         settings, progress = self.settings, self.step / self.settings.steps

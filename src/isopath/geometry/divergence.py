@@ -87,10 +87,12 @@ class KL(_Softmax):
     def rows(self, y: Tensor, y0: Tensor) -> Tensor:
         """d(y, y₀), one value per row."""
         log_p, log_p0 = y.log_softmax(-1), y0.log_softmax(-1)
-        z, p0 = log_p - log_p0, log_p0.exp()
+        never = log_p0.isneginf()  # a class that is ruled out: of its term, p - p₀ - p₀z, only p is left
+        z, p0 = log_p.masked_fill(never, 0) - log_p0.masked_fill(never, 0), log_p0.exp()
         # Σp = Σp₀, so each term may be written p - p₀ - p₀z >= 0; near zero with expm1, which keeps its digits
         small = z.clamp(-0.5, 0.5)
-        return torch.where(z.abs() < 0.5, p0 * (torch.expm1(small) - small), log_p.exp() - p0 - p0 * z).sum(-1)
+        known = torch.where(z.abs() < 0.5, p0 * (torch.expm1(small) - small), log_p.exp() - p0 - p0 * z)
+        return torch.where(never, log_p.exp(), known).sum(-1)
 
 
 class Bhattacharyya(_Softmax):

@@ -195,7 +195,10 @@ class Observer(TorchFunctionMode):
             names = self._name(argument(at, "weight")), self._name(argument(at + 1, "bias"))
             return Use(*names, kind, rows, out, channels_first, groups)
 
-        x = argument(0, "input").detach()
+        given = argument(0, "input")
+        if not isinstance(given, Tensor):
+            return None  # an einsum's equation
+        x = given.detach()
         if func is F.embedding:
             if argument(3, "max_norm") is not None or argument(5, "scale_grad_by_freq", False) or out.ndim < 2:
                 return None

@@ -31,7 +31,7 @@ def found(model: nn.Module, example: Any, space: Space, theta: Tensor, fraction:
     units = within(Units.of(model, example, symmetries(model, example, rescalings=False)), space)
     if not units.sizes:
         raise ValueError(f"the model has no channel that can go: {units}")
-    wide = space.where(lambda name, shape: len(shape) >= 2)
+    wide = space.where(lambda name, _: name in space.weights)
     least = support(units, space, magnitudes(units, space, theta), 1.0, False, multiple)
     most = float((~least & wide).sum() / wide.sum())
     if fraction > most:
@@ -81,7 +81,7 @@ def support(
         units: that may go.
         space: of the point.
         scores: of each unit.
-        fraction: of the entries of parameters of two or more dimensions.
+        fraction: of the entries of weights, see `Space.weights`.
         by_layer: whether each group loses the same share of its units, instead of all competing.
         multiple: units go so many at a time, by their mean score or rank, and first those beyond a multiple.
     """
@@ -104,7 +104,7 @@ def support(
                 for n, s in zip(space.names, space.shapes)]  # fmt: skip
         return torch.cat(flat)
 
-    wide = space.where(lambda name, shape: len(shape) >= 2).cpu()
+    wide = space.where(lambda name, _: name in space.weights).cpu()
     goal, low, high = round(fraction * int(wide.sum())), 0, len(ranked)
     while low < high:  # what is gone grows with the count
         middle = (low + high) // 2

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_kind
 from isopath.examples import Examples
 from isopath.geometry.divergence import divergence_of
-from isopath.network import Network, Output
+from isopath.network import Network, Output, copied
 from isopath.objectives.objective import Objective
 from isopath.objectives.task import Task
 
@@ -27,7 +28,8 @@ class Diversity(Objective):
     taken a seeded thousandth of its norm away, where there is a direction to leave it in.
 
     Args:
-        models: modules of the same architecture, or points `(P,)`.
+        models: modules of the same architecture, or points, `(P,)` each. With inputs a module is compared by its own
+            outputs, its frozen parameters and buffers included.
         x: inputs to compare outputs on: a tensor, a tuple or mapping, a `Dataset` or a `DataLoader`; `None` compares
             weights.
         divergence: how outputs are compared (see `Reference`).
@@ -35,10 +37,11 @@ class Diversity(Objective):
         batch_size: rows of a step.
 
     Raises:
-        ValueError: no model is given, or there are no rows.
+        ValueError: no model is given, an unknown divergence, there are no rows, or a point has another shape.
+        TypeError: the models are no list of modules or points.
     """
 
-    models: Sequence[nn.Module | Tensor]
+    models: Sequence[nn.Module | Tensor] | Tensor
     x: Any = None
     divergence: str = "hellinger"
     output: Output = None
@@ -47,8 +50,16 @@ class Diversity(Objective):
     _known: list[tuple[Network, Task]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        given = self.models.unbind() if isinstance(self.models, Tensor) and self.models.ndim == 2 else self.models
+        if isinstance(given, (nn.Module, Tensor)) and not isinstance(given, nn.ModuleList):
+            what = type(given).__name__
+            raise TypeError(f"diversity takes a list of networks or of points (P,), got one {what}; put it in a list")
+        object.__setattr__(self, "models", list(given))
         if not self.models:
             raise ValueError("diversity needs at least one network to move away from, got none")
+        for each in self.models:
+            check_kind(each, (nn.Module, Tensor), "each network of a diversity", "give modules or points (P,)")
+        divergence_of(self.divergence)
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
 
@@ -60,14 +71,19 @@ class Diversity(Objective):
 
     def points(self, net: Network) -> list[Tensor]:
         """The given networks' points, `(P,)` each."""
-        return [
-            net.space.flatten(dict(m.named_parameters())) if isinstance(m, nn.Module) else m.to(net.start)
+        found = [
+            net.space.flatten(dict(m.named_parameters())).to(net.start) if isinstance(m, nn.Module) else m.to(net.start)
             for m in self.models
         ]
+        for i, point in enumerate(found):
+            if point.shape != net.start.shape:
+                got, expected = tuple(point.shape), tuple(net.start.shape)
+                raise ValueError(f"point {i} of a diversity has shape {got}, expected {expected}, the network's")
+        return found
 
     def __call__(self, net: Network, theta: Tensor) -> Tensor:
-        points = self.points(net)
         if self.x is None:
+            points = self.points(net)
             return -sum(self._log_distance(theta, p, i) for i, p in enumerate(points)) / len(points)  # type: ignore[return-value]
         task = self._compared(net)
         return (task if self._step is None else task.freeze(*self._step))(net, theta)
@@ -76,20 +92,38 @@ class Diversity(Objective):
         """The given networks' outputs `(N, M, C)` as what to move away from."""
         if not self._known or self._known[0][0] is not net:
             examples = Examples.of(self.x, what="a diversity's inputs")
-            points = [p + _offset(p, i) if torch.equal(p, net.start) else p for i, p in enumerate(self.points(net))]
+            batches = [examples.take(rows, net.space.device)[0]
+                       for rows in torch.arange(len(examples)).split(self.batch_size)]  # fmt: skip
             with torch.no_grad():
-                batches = [examples.take(rows, net.space.device)[0]
-                           for rows in torch.arange(len(examples)).split(self.batch_size)]  # fmt: skip
-                others = [torch.stack([net(p, inputs, self.output) for p in points], 1) for inputs in batches]
+                others = [self._outputs(net, batches, given, i) for i, given in enumerate(self.models)]
             divergence = divergence_of(self.divergence)
 
             def nearness(y: Tensor, targets: Tensor) -> Tensor:
                 apart = [divergence.rows(y, target) for target in targets.unbind(1)]
                 return -torch.stack(apart).mean(0)
 
-            task = Task(self.x, torch.cat(others), nearness, self.output, self.batch_size)
+            task = Task(examples, torch.stack(others, 1), nearness, self.output, self.batch_size)
             self._known[:] = [(net, task)]  # of this network: another has other frozen parts, or another precision
         return self._known[0][1]
+
+    def _outputs(self, net: Network, batches: list[Any], given: nn.Module | Tensor, index: int) -> Tensor:
+        """Of one given network, with what of it does not move too; a thousandth away where they are the start's own."""
+        if isinstance(given, nn.Module):
+            names = set(net.space.names)
+            twin = copied(given).to(net.space.device, net.space.dtype)
+            own = Network(twin, lambda name: name in names)
+        else:
+            own = net
+        point = own.start if isinstance(given, nn.Module) else given.to(net.start)
+
+        def run(network: Network, theta: Tensor) -> Tensor:
+            return torch.cat([network(theta, inputs, self.output) for inputs in batches])
+
+        found = run(own, point)
+        if torch.equal(point, net.start) and (own is net or torch.equal(found, run(net, point))):
+            found = run(own, point + _offset(point, index))
+        net.evaluations += own.evaluations if own is not net else 0.0
+        return found
 
     def _log_distance(self, theta: Tensor, point: Tensor, index: int) -> Tensor:
         return 0.5 * (theta - point + _offset(point, index)).square().sum().log()

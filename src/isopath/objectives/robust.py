@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isopath.attacks import PGD
+from isopath.attacks import PGD, Attack
 from isopath.network import FORWARD, Network, Output
 from isopath.objectives.task import LOSSES, Loss, Task
 
@@ -30,14 +30,14 @@ class Robust(Task):
     """
 
     def __init__(
-        self, x: Any, y: Any = None, eps: float = 0.1, attack: PGD | None = None, loss: str | Loss = "cross_entropy",
-        outputs: slice | Output = None, batch_size: int = 256, weights: Tensor | None = None, seed: int = 0,
+        self, x: Any, y: Any = None, eps: float = 0.1, attack: Attack | None = None, loss: str | Loss = "cross_entropy",
+        outputs: Output = None, batch_size: int = 256, weights: Tensor | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__(x, y, loss, outputs, batch_size, weights)
         object.__setattr__(self, "attack", PGD(eps) if attack is None else attack)
         object.__setattr__(self, "seed", seed)
 
-    attack: PGD
+    attack: Attack
     seed: int
 
     def predict(self, net: Network, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,18 +45,13 @@ class Robust(Task):
         inputs, target = self.examples.take(rows, net.space.device)
         parameters = {name: value.detach() for name, value in net.space.unflatten(theta).items()}
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(rows[0]))
-        attacked = self.attack(
-            lambda x: self._picked(net.apply(parameters, x, self._output)), inputs, target, generator, self._rows
-        )
-        net.count(len(rows), self.attack.evaluations + self.attack.restarts * FORWARD)
-        return self._picked(net(theta, attacked, self._output)), target
 
-    @property
-    def _output(self) -> Output:
-        return None if isinstance(self.outputs, slice) else self.outputs
+        def function(x: Tensor) -> Tensor:
+            net.count(len(x), 1.0 if torch.is_grad_enabled() and x.requires_grad else FORWARD)
+            return net.apply(parameters, x, self.outputs)
 
-    def _picked(self, y: Tensor) -> Tensor:
-        return y[..., self.outputs] if isinstance(self.outputs, slice) else y
+        attacked = self.attack(function, inputs, target, generator, self._rows)
+        return net(theta, attacked, self.outputs), target
 
     def _rows(self, y: Tensor, target: Tensor) -> Tensor:
         return (LOSSES[self.loss] if isinstance(self.loss, str) else self.loss)(y, target)

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from isopath.arguments import check_count
+from isopath.arguments import check_count, check_kind
 from isopath.network import Network
 from isopath.objectives.objective import Objective
-from isopath.space import Space
+from isopath.space import Space, check_plain
 
 Scope = Literal["global", "layer"]
 Score = Literal["magnitude", "metric"]
@@ -28,7 +28,7 @@ class Sparsity(Objective):
     smallest weights, a fraction of them all, are zero; the set is re-chosen as the path moves, until the path lands on
     it: then its zeros stay.
 
-    The fraction counts parameters of two or more dimensions; biases and normalisation are left alone.
+    The fraction counts trainable parameters of two or more dimensions; biases and normalisation are left alone.
 
     Args:
         fraction: share of the weights to be zero, in [0, 1), or `"max"`: as many as the tolerance allows.
@@ -74,6 +74,7 @@ class Sparsity(Objective):
         """n and m; zeros where there is no such pattern."""
         if self.pattern in ("unstructured", CHANNELS):
             return 0, 0
+        check_kind(self.pattern, str, "pattern", "say '2:4'")
         first, _, second = self.pattern.partition(":")
         if not (first.isdigit() and second.isdigit() and 0 < int(first) < int(second)):
             known = "'unstructured', 'channels' or 'n:m' with 0 < n < m"
@@ -121,9 +122,15 @@ class Sparsity(Objective):
         """The places of each layer's weights that may go."""
         stay, of = self._pattern()
         found, start = [], 0
+        check_plain(space.weights)
         for name, shape, size in zip(space.names, space.shapes, space.sizes):
-            if len(shape) >= 2:
+            if name in space.weights:
                 places = torch.arange(start, start + size, device=saliency.device)
+                if of and name in space.transposed:
+                    raise ValueError(
+                        f"{name!r} is the weight of a transposed convolution, in which the weights of an output are no "
+                        f"neighbours that {self.pattern} could count; leave it out with trainable="
+                    )
                 if of and size // shape[0] % of:
                     raise ValueError(
                         f"{name!r} has {size // shape[0]} weights for each output, which {self.pattern} does not "
@@ -144,12 +151,17 @@ class Sparsity(Objective):
         """Whether enough weights are exactly zero."""
         if self.fraction == "max":
             return False
-        return sparsity(net.space, theta) >= self.fraction - 1 / max(1, int(prunable(net.space).sum()))
+        weights = prunable(net.space)
+        total, gone = int(weights.sum()), int((theta[weights] == 0).sum())
+        if self.pattern == CHANNELS:
+            return gone >= self.fraction * total - 1
+        sizes = _sizes(net.space) if self.scope == "layer" else [total]
+        return gone >= sum(round(self.fraction * size) for size in sizes)  # as `support` counts them
 
 
 def prunable(space: Space) -> Tensor:
-    """The mask `(P,)` of the entries that count: parameters of two or more dimensions."""
-    return space.where(lambda name, shape: len(shape) >= 2)
+    """The mask `(P,)` of the entries that count: parameters of two or more dimensions, see `Space.weights`."""
+    return space.where(lambda name, shape: name in space.weights)
 
 
 def sparsity(space: Space, theta: Tensor) -> float:
@@ -159,4 +171,4 @@ def sparsity(space: Space, theta: Tensor) -> float:
 
 
 def _sizes(space: Space) -> list[int]:
-    return [size for shape, size in zip(space.shapes, space.sizes) if len(shape) >= 2]
+    return [size for name, size in zip(space.names, space.sizes) if name in space.weights]

@@ -26,11 +26,16 @@ def _cross_entropy(y: Tensor, target: Tensor) -> Tensor:
 
 
 def _bernoulli(y: Tensor, target: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(y, target.to(y), reduction="none").sum(-1)
+    return _summed(F.binary_cross_entropy_with_logits(y, target.to(y), reduction="none"))
 
 
 def _squared_error(y: Tensor, target: Tensor) -> Tensor:
-    return 0.5 * (y - target.to(y).reshape(y.shape)).square().sum(-1)
+    return _summed(0.5 * (y - target.to(y).reshape(y.shape)).square())
+
+
+def _summed(each: Tensor) -> Tensor:
+    """Over the last axis; of outputs `(N,)` every row is one."""
+    return each.sum(-1) if each.ndim > 1 else each
 
 
 LOSSES: dict[str, Loss] = {
@@ -65,7 +70,7 @@ class Task(Objective):
     x: Any
     y: Any = None
     loss: str | Loss = "cross_entropy"
-    outputs: slice | Output = None
+    outputs: Output = None
     batch_size: int = 256
     weights: Tensor | None = None
     index: Tensor | None = None  # the rows of a frozen task
@@ -123,9 +128,7 @@ class Task(Objective):
     def predict(self, net: Network, theta: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs and targets on `rows`."""
         inputs, target = self.examples.take(rows, net.space.device)
-        part = isinstance(self.outputs, slice)
-        y = net(theta, inputs, None if part else self.outputs)  # type: ignore[arg-type]
-        return (y[..., self.outputs] if part else y), target  # type: ignore[index]
+        return net(theta, inputs, self.outputs), target
 
     def loss_of(self, y: Tensor, target: Tensor, rows: Tensor) -> tuple[Tensor, float]:
         """The weighted sum of the loss over the rows, and the sum of the weights."""

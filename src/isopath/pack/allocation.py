@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +44,15 @@ class Pattern:
         """The weights that compete with one another, a row for each group: `(1, size)`, or `(size / m, m)`."""
         return values.reshape(-1, self.group) if self.group else values.reshape(1, -1)
 
-    def check(self, owners: Owners) -> None:
-        """Raises ValueError where a layer's rows do not divide into groups."""
+    def check(self, owners: Owners, transposed: Collection[str] = ()) -> None:
+        """Raises ValueError where a layer's rows do not divide into groups, or lie across them as `transposed` ones."""
         for name, table in owners.table.items():
+            if self.group and name in transposed:
+                raise ValueError(
+                    f"{name!r} is the weight of a transposed convolution, in which the weights of an output are no "
+                    f"neighbours that {self.word} could count; leave it out with trainable=, or take "
+                    "pattern='unstructured'"
+                )
             per = table.numel() // table.shape[0]
             if self.group and per % self.group:
                 raise ValueError(

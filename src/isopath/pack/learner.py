@@ -189,7 +189,6 @@ class Learner:
 
 def outputs_of(task: Task, returned: Any) -> Tensor:
     """The task's outputs in what a module returned."""
-    part = isinstance(task.outputs, slice)
-    whole = part or task.head is not None  # what a key or a callable picks is what the head is given
-    y = pick(returned, None if whole else task.outputs)  # type: ignore[arg-type]
-    return y[..., task.outputs] if part else y  # type: ignore[index]
+    # what a key or a callable picks is what the head is given
+    given = task.head is not None and not isinstance(task.outputs, slice)
+    return pick(returned, None if given else task.outputs)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from isopath.space import Space, Trainable
+from isopath.space import Space, Trainable, check_plain
 
 FREE = 0  # in the table; the kth task is k
 Masks = Mapping[str, Tensor]
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +33,10 @@ class Owners:
         Raises:
             ValueError: it has none.
         """
-        named, apart = dict(module.named_parameters()), _of_norms(module)
+        named = dict(module.named_parameters())
         space = Space.of(module, trainable) if named else Space((), (), torch.float32, torch.device("cpu"))
-        wide = [name for name, shape in zip(space.names, space.shapes)
-                if len(shape) >= 2 and name not in apart and not name.endswith("bias")]  # fmt: skip
+        check_plain(space.weights)
+        wide = [name for name in space.names if name in space.weights]
         if not wide:
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameter of two or more dimensions to share among tasks; "
@@ -80,7 +79,3 @@ class Owners:
             table[name] = torch.where(mask, torch.tensor(task, dtype=torch.int16, device=mask.device), table[name])
         return Owners(table)
 
-
-def _of_norms(module: nn.Module) -> set[str]:
-    found = ((prefix, child) for prefix, child in module.named_modules() if isinstance(child, NORMS))
-    return {f"{prefix}.{name}" if prefix else name for prefix, child in found for name, _ in child.named_parameters()}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.arguments import check_module
 from isopath.network import Output, pick
 from isopath.network import _arguments as arguments_of
 from isopath.objectives import Task
@@ -80,6 +81,7 @@ def pack(
         ValueError: no weights to share out, a share that does not fit (before anything is learned; the message says
             what is free), labels that leave the head, or an n:m that does not divide a layer's rows.
     """
+    check_module(model, "what tasks are packed into", "give an nn.Module with linear or convolution layers")
     settings = settings_of(share, reuse, pattern, epochs, rate, optimizer, tolerance, trainable, seed, score)
     return packed(Packing.none(model, settings), tasks, settings, parallel)
 
@@ -122,10 +124,10 @@ def each(
     pattern, auto = Pattern(settings.pattern), settings.share == "auto"
     if auto and parallel:
         raise ValueError("tasks that choose together need shares: give share= a number, or parallel=False")
-    pattern.check(packing.table)
+    pattern.check(packing.table, Space.of(packing.model, settings.trainable).transposed)
     shares = _shares(settings.share, tasks)
     if auto:
-        _some_free(packing, next(iter(tasks)))
+        _some_free(packing, tasks)
     else:
         fits(packing.table, shares, pattern)
     packing = replace(packing, settings=settings)
@@ -261,14 +263,21 @@ def _next(packing: Packing, name: str, task: Task, share: float) -> Packing:
     return _claimed(packing, place, task, {})
 
 
-def _some_free(packing: Packing, name: str) -> None:
-    """Raises where a task would find no weight in some layer."""
-    full = [layer for layer, free in packing.table.of(FREE).items() if not bool(free.any())]
-    if full:
-        raise ValueError(
-            f"no weight of {full[0]!r} is free for {name!r} ({packing.free:.1%} of all weights are); give the tasks "
-            "before it less, or pack a wider network"
-        )
+def _some_free(packing: Packing, tasks: Iterable[str]) -> None:
+    """Raises where tasks that come one after the other would leave one of them no weight in some layer."""
+    names = list(tasks)
+    for layer, free in packing.table.of(FREE).items():
+        left = int(free.sum())
+        if not left:
+            raise ValueError(
+                f"no weight of {layer!r} is free for {names[0]!r} ({packing.free:.1%} of all weights are); give the "
+                "tasks before it less, or pack a wider network"
+            )
+        if left < len(names):
+            raise ValueError(
+                f"{left} of {free.numel()} weights of {layer!r} are free for {len(names)} tasks, each of which needs "
+                "one; pack fewer, or a wider network, or leave the layer out with trainable="
+            )
 
 
 def _together(packing: Packing, tasks: Mapping[str, Task], shares: Mapping[str, float]) -> Iterator[Packing]:

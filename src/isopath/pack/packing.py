@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isopath.network import copied
 from isopath.objectives import Task
 from isopath.pack.allocation import Pattern
 from isopath.pack.member import Member, described, digest, joined, rebuilt
@@ -52,7 +53,7 @@ class Packing:
         Raises:
             ValueError: it has no weights to share out.
         """
-        table, body = Owners.none(model, settings.trainable), copy.deepcopy(model)
+        table, body = Owners.none(model, settings.trainable), copied(model)
         named = dict(body.named_parameters())
         return cls(body, {name: named[name].detach().clone() for name in table.table}, table, {}, settings)
 
@@ -121,7 +122,7 @@ class Packing:
         Args:
             name: of the task.
             task: what it learns, perhaps with a stem and a head.
-            share: of the weights of each layer, or `"auto"`; the packing's by default.
+            share: of the weights of each layer, or `"auto"`; the packing's by default, where it has one for all.
             settings: of this task alone: `reuse`, `pattern`, `epochs`, `rate`, `optimizer`, `tolerance`, `seed`; the
                 packing's by default (a packing from a file has no optimiser of your own).
 
@@ -136,6 +137,9 @@ class Packing:
             raise TypeError(f"add takes no {strange[0]}=; the settings of a task are {', '.join(sorted(OWN))}")
         if share is None and "pattern" in settings:
             share = Pattern(settings["pattern"]).share
+        if share is None and isinstance(self.settings.share, Mapping):
+            names = ", ".join(map(repr, self.settings.share))
+            raise ValueError(f"the packing's shares are those of {names}; say that of {name!r} with share=")
         if share is not None:
             settings["share"] = share
         return replace(packed(self, {name: task}, replace(self.settings, **settings)), settings=self.settings)
@@ -217,7 +221,7 @@ class Packing:
             raise ValueError(f"{path} is no packing but {about.get('kind', 'another safetensors file')!r}")
         values = _part(tensors, "values/")
         table = Owners(_part(tensors, "owners/"))
-        settings, model = Settings(**about["settings"]), copy.deepcopy(model)
+        settings, model = Settings(**about["settings"]), copied(model)
         names = [entry["name"] for entry in about["tasks"]]
         unknown = [name for name in {**(stems or {}), **(heads or {})} if name not in names]
         if unknown:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from isopath.arguments import check_kind
 from isopath.attacks import Victim, cross_entropy_rows
-from isopath.attacks.victim import check_labels
-from isopath.ensemble import Ensemble
+from isopath.attacks.victim import labels_of
+from isopath.ensemble import Ensemble, networks_in
 from isopath.network import Output
 
 
@@ -89,12 +89,10 @@ def compare(
     >>> ip.compare(twins, torch.eye(4)).disagreement
     0.0
     """
-    if isinstance(models, nn.Module) and not isinstance(models, (Ensemble, nn.ModuleList)):
-        raise TypeError(f"networks are compared from a list or an Ensemble, got one {type(models).__name__}")
     check_kind(x, Tensor, "x", "networks are compared on inputs that are one tensor (N, ...)")
     if isinstance(models, Ensemble):
         output = models.output
-    networks = list(models.models if isinstance(models, Ensemble) else models)
+    networks = networks_in(models.models if isinstance(models, Ensemble) else models, "a comparison")
     if len(networks) < 2:
         raise ValueError(f"a comparison needs at least two networks, got {len(networks)}")
     if not len(x) or batch_size < 1:
@@ -102,8 +100,7 @@ def compare(
     victims = [Victim(model, output) for model in networks]
     if y is not None:
         with torch.no_grad():
-            check_labels(y, x, victims[0](x[:1]))
-        y = y.to(x.device)
+            y = labels_of(y, x, victims[0](x[:2]))
     watched = [_Watched(victim, _names(victims, layers), strict=layers is not None) for victim in victims]
     sums = _Sums(len(networks), graded=y is not None)
     for k in range(0, len(x), batch_size):
@@ -188,7 +185,8 @@ class _Sums:
         logs = y.log_softmax(-1)
         p = logs.exp()
         # Σ over ordered pairs of KL(pₐ‖p_b) = M Σₐ pₐ log pₐ − (Σₐ pₐ)(Σ_b log p_b): no pair is formed
-        self.divergence += float(self.networks * (p * logs).sum() - (p.sum(0) * logs.sum(0)).sum())
+        logs = logs.masked_fill(logs.isneginf().all(0), 0)  # a class that all rule out
+        self.divergence += float(self.networks * _expected(p, logs) - _expected(p.sum(0), logs.sum(0)))
         found = [g for g in gradients if g is not None]
         if found:
             self._add_gradients(torch.stack(found))
@@ -227,6 +225,11 @@ def agreeing(y: Tensor) -> Tensor:
     """How many unordered pairs of networks predict one class in each row, `(M, N, C) -> (N,)`; no pair is formed."""
     votes = nn.functional.one_hot(y.argmax(-1), y.shape[-1]).sum(0).double()
     return (votes * (votes - 1)).sum(-1) / 2
+
+
+def _expected(p: Tensor, logs: Tensor) -> Tensor:
+    """Σ p log q, zero where p is."""
+    return (p * logs.masked_fill(p == 0, 0)).sum()
 
 
 def _ratio(total: float, count: float) -> float:

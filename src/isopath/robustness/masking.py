@@ -5,7 +5,7 @@ from __future__ import annotations
 from isopath.robustness.result import Robustness
 
 
-def signs(found: Robustness, flat: int) -> tuple[str, ...]:
+def signs(found: Robustness, flat: int, broken: int = 0) -> tuple[str, ...]:
     """What looks like masked gradients, in words; empty where nothing does.
 
     A white-box attacker knows all that a transferring one knows, and an attacker who may move an input anywhere
@@ -15,6 +15,7 @@ def signs(found: Robustness, flat: int) -> tuple[str, ...]:
     Args:
         found: what was measured.
         flat: at how many of the rows that are right without an attack the loss has no gradient in the inputs.
+        broken: at how many of them an entry of it is not finite.
     """
     white, large = found.white_box, found.large
     transfers = {f"member {found.source}": found.member, "the surrogate": found.surrogate}
@@ -33,5 +34,10 @@ def signs(found: Robustness, flat: int) -> tuple[str, ...]:
         words.append(
             f"at {flat} of the {found.clean.right} rows classified right the loss has no gradient in the inputs, so "
             "PGD cannot move them: the outputs saturate, or something rounds"
+        )
+    if broken:
+        words.append(
+            f"at {broken} of the {found.clean.right} rows classified right the gradient in the inputs is not finite, "
+            "as where torch.where hides a branch that has none: PGD takes NaN as zero, and leaves those entries alone"
         )
     return tuple(words)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from isopath.attacks import PGD, Norm, Victim
 from isopath.attacks.autoattack import CLASSES, INSTALL, installed
 from isopath.attacks.ball import check_ball
-from isopath.attacks.victim import check_labels
+from isopath.attacks.victim import labels_of
 from isopath.ensemble import Ensemble
 from isopath.network import Output
+from isopath.randomness import seeded
 from isopath.robustness.accuracy import Accuracy
 from isopath.robustness.masking import signs
 from isopath.robustness.result import Robustness
@@ -68,36 +69,37 @@ def robustness(
             f"large and batch_size must be >= 1, autoattack >= 0 and confidence within (0, 1), got {large}, "
             f"{batch_size}, {autoattack} and {confidence}"
         )
-    whole, sources = Victim(model, output), _sources(model, member, surrogate, output)
-    classes = min(_classes(victim, x, y) for victim in (whole, *sources.values()))
-    trial = Trial(x.detach(), y.to(x.device), whole, attack, batch_size, seed)
-    clean = trial.right()
-    alive = {name: trial.survivors(victim, clean) for name, victim in {**sources, "white_box": whole}.items()}
-    names, official = _official(attack, autoattack, classes)
-    seen = len(x) if autoattack is None or not names else min(autoattack, len(x))
-    doubts: tuple[str, ...] = ()
-    if names:
-        alive["autoattack"], doubts = trial.officially(names, clean[:seen])
-    worst = torch.stack([rows[:seen] for rows in alive.values()]).all(0)
-    large_eps, far = trial.far(clean, large)
-    scores = {name: Accuracy.of(rows, confidence) for name, rows in {**alive, "worst": worst, "large": far}.items()}
-    flat = trial.flat(clean)
-    found = Robustness(
-        clean=Accuracy.of(clean, confidence), member=scores.get("member"), surrogate=scores.get("surrogate"),
-        white_box=scores["white_box"], autoattack=scores.get("autoattack"), worst=scores["worst"],
-        large=scores["large"], flags=(), attack=attack, official=official, large_eps=large_eps,
-        networks=whole.networks, source=member,
-        evaluations=sum(victim.evaluations for victim in (whole, *sources.values())), seed=seed,
-    )  # fmt: skip
-    return replace(found, flags=signs(found, flat) + doubts)
+    with seeded(x.device, seed):
+        whole, sources = Victim(model, output), _sources(model, member, surrogate, output)
+        found = [_labelled(victim, x, y) for victim in (whole, *sources.values())]
+        classes, y = min(count for count, _ in found), found[0][1]
+        trial = Trial(x.detach(), y, whole, attack, batch_size, seed)
+        clean = trial.right()
+        alive = {name: trial.survivors(victim, clean) for name, victim in {**sources, "white_box": whole}.items()}
+        names, official = _official(attack, autoattack, classes)
+        seen = len(x) if autoattack is None or not names else min(autoattack, len(x))
+        doubts: tuple[str, ...] = ()
+        if names:
+            alive["autoattack"], doubts = trial.officially(names, clean[:seen])
+        worst = torch.stack([rows[:seen] for rows in alive.values()]).all(0)
+        large_eps, far = trial.far(clean, large)
+        scores = {name: Accuracy.of(rows, confidence) for name, rows in {**alive, "worst": worst, "large": far}.items()}
+        flat, broken = trial.flat(clean)
+        result = Robustness(
+            clean=Accuracy.of(clean, confidence), member=scores.get("member"), surrogate=scores.get("surrogate"),
+            white_box=scores["white_box"], autoattack=scores.get("autoattack"), worst=scores["worst"],
+            large=scores["large"], flags=(), attack=attack, official=official, large_eps=large_eps,
+            networks=whole.networks, source=member,
+            evaluations=sum(victim.evaluations for victim in (whole, *sources.values())), seed=seed,
+        )  # fmt: skip
+        return replace(result, flags=signs(result, flat, broken) + doubts)
 
 
-def _classes(victim: Victim, x: Tensor, y: Tensor) -> int:
-    """C, once labels, inputs and outputs are known to fit."""
+def _labelled(victim: Victim, x: Tensor, y: Tensor) -> tuple[int, Tensor]:
+    """C and the labels, once labels, inputs and outputs are known to fit."""
     with torch.no_grad():
-        outputs = victim(x[:1])
-    check_labels(y, x, outputs)
-    return outputs.shape[1]
+        outputs = victim(x[:2])  # not one row: of one there are no statistics of a batch
+    return outputs.shape[1], labels_of(y, x, outputs)
 
 
 def _sources(

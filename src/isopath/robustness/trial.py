@@ -94,14 +94,15 @@ class Trial:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return alive, tuple(doubts.values())
 
-    def flat(self, rows: Tensor) -> int:
-        """At how many rows in the mask the gradient of the cross-entropy in the inputs is exactly zero."""
-        count = 0
+    def flat(self, rows: Tensor) -> tuple[int, int]:
+        """At how many rows in the mask the gradient of the cross-entropy in the inputs is zero, and not finite."""
+        flat = broken = 0
         for part in rows.nonzero().flatten().split(self.batch_size):
             if len(part):
                 point = self.x[part].requires_grad_(True)
                 with torch.enable_grad():
                     loss = cross_entropy_rows(self.whole(point), self.y[part]).sum()
                 (gradient,) = torch.autograd.grad(loss, point)
-                count += int((gradient.flatten(1) == 0).all(1).sum())
-        return count
+                flat += int((gradient.flatten(1) == 0).all(1).sum())
+                broken += int((~gradient.flatten(1).isfinite()).any(1).sum())
+        return flat, broken

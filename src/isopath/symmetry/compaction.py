@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from isopath.arguments import check_module
-from isopath.network import check_runs
+from isopath.network import check_runs, copied
 from isopath.symmetry.finder import symmetries
 from isopath.symmetry.group import Symmetries
 from isopath.symmetry.trial import Trial
@@ -28,7 +28,8 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
 
     Args:
         model: any module; it is not modified.
-        example: its inputs: a tensor, a tuple of positional or a mapping of keyword arguments.
+        example: its inputs: a tensor, a tuple of positional or a mapping of keyword arguments. What they do not run, a
+            head that an argument chooses say, is not made smaller with the rest, which a warning says.
         found: its symmetries, if known.
 
     Returns:
@@ -49,9 +50,22 @@ def compact(model: nn.Module, example: Any, found: Symmetries | None = None) -> 
         for key, stays in kept.items():
             sure = {**sure, key: stays} if same(trial, found, {**sure, key: stays}, zeros) else sure
         kept = sure
-    small = copy.deepcopy(model)
+    small = copied(model)
     removed(small, found, kept)
+    _warn_unread(model, trial, {len(stays) for stays in kept.values()})
     return small
+
+
+def _warn_unread(model: nn.Module, trial: Trial, sizes: set[int]) -> None:
+    """Warns of parameters that do nothing on the example and have as many units as a group that is smaller now."""
+    _, read = trial.gradient(0) if sizes else ({}, {})
+    alike = [name for name, p in model.named_parameters() if sizes & set(p.shape) and name not in read]
+    if alike:
+        warnings.warn(
+            f"{alike[0]!r} ({len(alike)} such parameters) has no effect on this example and keeps its shape, though it "
+            "has as many units as what is made smaller; where it reads them, give an example that runs it too",
+            stacklevel=3,
+        )
 
 
 def _kept(units: Units, zeros: dict[str, Tensor], enough: Enough) -> dict[int, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy as copying
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from isopath.arguments import check_module
 from isopath.network import _arguments as arguments_of
-from isopath.network import check_runs, plain_kernels
+from isopath.network import check_runs, copied, plain_kernels
 from isopath.symmetry import arithmetic, views  # noqa: F401  their rules
 from isopath.symmetry.axes import Axis, factors, fixed, terms, unify
 from isopath.symmetry.group import Group, Place, Site, Symmetries
@@ -45,7 +44,7 @@ def symmetries(model: nn.Module, example: Any, check: bool = True, rescalings: b
     """
     check_module(model, "model")
     check_runs(model, example, "the example")
-    twin = copying.deepcopy(model).eval()
+    twin = copied(model).eval()
     see, names = Labels(twin.buffers()), _names(twin)
     tensors = _parameters(model, twin, see)
     _run(twin, example, see)

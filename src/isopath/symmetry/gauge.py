@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from isopath.network import Network, Output
+from isopath.network import Network, Output, copied
 from isopath.space import Space
 from isopath.symmetry.cells import cells
 from isopath.symmetry.finder import symmetries as find
@@ -188,7 +187,7 @@ def _canonical(network: Network, found: Symmetries) -> tuple[tuple[int, ...], in
 
 def _shifts(model: nn.Module, example: Any, space: Space, output: Output) -> tuple[str, ...]:
     """Parameters that, shifted along their first axis, shift all outputs of a row alike: tried in float64."""
-    network = Network(copy.deepcopy(model).double(), lambda name: name in space.names)
+    network = Network(copied(model).double(), lambda name: name in space.names)
     example = _double(example)
     generator = torch.Generator().manual_seed(0)
     theta = network.start + 0.1 * torch.randn(network.start.shape, generator=generator, dtype=torch.float64).to(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from isopath.network import copied
 from isopath.storage import load_tensors, save_tensors
 from isopath.symmetry.group import Symmetries
 
@@ -63,7 +63,7 @@ class Permutation:
         """
         if not isinstance(target, nn.Module):
             return self.symmetries.applied(target, self.moved)
-        module = copy.deepcopy(target)
+        module = copied(target)
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         missing = [name for name in self.symmetries.places if name not in named]
         if missing:

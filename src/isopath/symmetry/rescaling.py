@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from isopath.network import copied
 from isopath.symmetry.cells import Cell, cells
 from isopath.symmetry.group import Scaling, Symmetries
 
@@ -61,6 +61,8 @@ def scalings(
         tensors, gradient = probe(number)
         flows = {name: gradient[name].mul_(tensors[name]) for name in found.places if name in gradient}
         where = where or occurrences(found, flows)
+        for name in {name for places in where.values() for name, *_ in places} - flows.keys():
+            flows[name] = torch.zeros_like(tensors[name])  # not run at this point, as an expert that no row was sent to
         parts = {name: list(cells(flow, found.places[name])) for name, flow in flows.items()}
         for key in [key for key in short if where[key]]:
             sums = [_summed(parts[name][number], at, found, key) for name, number, at in where[key]]
@@ -182,7 +184,7 @@ def nearest(model_a: nn.Module, model_b: Module, found: Symmetries) -> Module:
 
 def _moved(model: Module, goal: nn.Module | None, found: Symmetries, sweeps: int = 200) -> Module:
     """Minimises Σ ‖s·θ - goal‖² over the logarithms of all factors, one scaling after the other."""
-    module = copy.deepcopy(model)
+    module = copied(model)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with torch.no_grad():
         tensors = {name: named[name].detach().double() for name in found.places}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from isopath.network import _arguments as arguments_of
-from isopath.network import plain_kernels
+from isopath.network import copied, plain_kernels
 
 EXACT = 1e-9  # largest relative difference of outputs in float64 for an element to count as a symmetry
 
@@ -26,7 +25,7 @@ class Trial:
     """
 
     def __init__(self, model: nn.Module, example: Any) -> None:
-        self.module = copy.deepcopy(model).eval().double()
+        self.module = copied(model).eval().double()
         self.arguments = tree_map(
             lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, arguments_of(example)
         )

@@ -13,6 +13,7 @@ from isopath.geometry.restricted import Restricted
 from isopath.geometry.saliency import saliency
 from isopath.objectives import channels
 from isopath.objectives.sparsity import CHANNELS, Sparsity, prunable, sparsity
+from isopath.space import check_plain
 from isopath.symmetry import Units
 from isopath.trace.compensation import Compensation
 from isopath.trace.direction import Frame
@@ -59,7 +60,10 @@ class Sparsifier(Tracer):
         if not isinstance(self.objective, Sparsity):
             raise TypeError(f"a sparsifier's objective is a Sparsity, got {type(self.objective).__name__}")
         if not bool(prunable(self.network.space).any()):
-            raise ValueError("no trainable parameter has two or more dimensions: there is nothing to make sparse")
+            raise ValueError(
+                "no trainable parameter is a weight, of two or more dimensions: there is nothing to make sparse"
+            )
+        check_plain(self.network.space.weights)
         object.__setattr__(self, "_units", self._found() if self._sparsity.pattern == CHANNELS else None)
         rows = Rows(self.network, self.kept, self.seed) if (self.recovery or self._units) and self.kept.parts else None
         object.__setattr__(self, "_rows", rows)
@@ -80,7 +84,7 @@ class Sparsifier(Tracer):
                 "channels are found by running the network on a few inputs, and keep= has none; give a Reference"
             )
         start, asked = self.network.start, self._sparsity.fraction
-        example = references[0]._placed(torch.arange(2), space.device)
+        example = references[0]._placed(torch.arange(min(2, len(references[0]))), space.device)
         fraction = 0.0 if asked == "max" else float(asked)
         return channels.found(self.network.model(start), example, space, start, fraction, self._sparsity.multiple)
 
@@ -247,7 +251,8 @@ class Sparsifier(Tracer):
             left = (1 - self._fraction(state)) * self._count
             single = (1 - THINNED) * state.correction * left < 0.5  # the round refused was of one weight
             if state.correction < FINEST or (single and not state.accepted) or not left:
-                return self._ended(state, "converged", "sparsest", achieved=zeros, tolerance=self.tolerance)
+                key = "sparsest" if left else "exhausted"
+                return self._ended(state, "converged", key, achieved=zeros, tolerance=self.tolerance)
             if state.accepted and state.objective >= state.objective_before:  # one channel of each kind is left
                 return self._ended(state, "converged", "exhausted", achieved=zeros, tolerance=self.tolerance)
             if state.step >= self.max_steps:
@@ -260,4 +265,7 @@ class Sparsifier(Tracer):
             return state
         if self.objective.reached(self.network, state.theta):
             return self._ended(state, "converged", "sparse", achieved=zeros)
+        if spent:
+            evaluations = self.network.evaluations
+            return self._ended(state, "target_not_reached", "short", achieved=zeros, evaluations=evaluations)
         return self._ended(state, "target_not_reached", "target", achieved=zeros)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isopath.arguments import check_count
+from isopath.arguments import check_count, check_module
 from isopath.ensemble import Ensemble
 from isopath.geometry.reference import Keeping, Kept, KeptAll
 from isopath.network import Network
@@ -175,6 +175,7 @@ class Trajectory(Path):
 
     def copy_to(self, model: nn.Module, step: int | None = None) -> None:
         """Writes a waypoint's weights into `model` in place, so that an existing optimiser goes on."""
+        check_module(model, "what a waypoint is copied to")
         self.network.copy_to(self.point(step), model)
 
     def ensemble(self, count: int, since: float = 0.0, **options: Any) -> Ensemble:

@@ -1,0 +1,83 @@
+"""What a module holds beside its parameters, and how a forward pass leaves it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ModuleState:
+    """Attributes and buffers of a module tree, put back after a forward pass that moves them.
+
+    A module may keep its last activations as an attribute, count its calls, or update a running mean in eval mode. A
+    function of weights and inputs does nothing of the kind: its second call would not be its first, and a tensor of the
+    graph that is left behind can be neither copied nor saved.
+
+    Args:
+        module: whose state it is. Submodules are those that it has now.
+        buffers: whether those changed in place are put back too; a copy of each is kept. Replaced ones always are.
+    """
+
+    def __init__(self, module: nn.Module, buffers: bool = True) -> None:
+        self._modules, self._whole = list(module.modules()), buffers
+        self._kept: dict[tuple[int, str], _Buffer] = {}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Whatever runs inside leaves the state as it finds it."""
+        before = [(vars(module).copy(), module._buffers.copy()) for module in self._modules]
+        if self._whole:
+            self._know()
+        try:
+            yield
+        finally:
+            self._put_back(before)
+
+    def _know(self) -> None:
+        for k, name, buffer in self._named():
+            known = self._kept.get((k, name))
+            if known is None or not known.fits(buffer):
+                self._kept[k, name] = _Buffer(buffer)
+
+    def _put_back(self, before: Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]) -> None:
+        for module, (attributes, buffers) in zip(self._modules, before):
+            if _differ(vars(module), attributes):
+                vars(module).clear()
+                vars(module).update(attributes)
+            if _differ(module._buffers, buffers):
+                module._buffers.clear()
+                module._buffers.update(buffers)
+        for k, name, buffer in self._named() if self._whole else ():
+            if not self._kept[k, name].fits(buffer):
+                # a new tensor: the graph may hold the moved one, which must not be written to
+                fresh = self._kept[k, name].copy.clone()
+                self._modules[k]._buffers[name] = fresh
+                self._kept[k, name].buffer, self._kept[k, name].version = fresh, _version(fresh)
+
+    def _named(self) -> Iterator[tuple[int, str, Tensor]]:
+        for k, module in enumerate(self._modules):
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    yield k, name, buffer
+
+
+class _Buffer:
+    """A buffer, how often it had been written to, and a copy of it."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.version, self.copy = buffer, _version(buffer), buffer.detach().clone()
+
+    def fits(self, buffer: Tensor) -> bool:
+        """Whether a buffer is this one, unchanged."""
+        return buffer is self.buffer and _version(buffer) == self.version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _differ(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    return len(now) != len(before) or any(now.get(name, now) is not value for name, value in before.items())
