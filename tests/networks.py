@@ -284,3 +284,26 @@ def fitted(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimiser.step()
     return model.eval()
+
+
+class Keeps(nn.Module):
+    """Two linear layers; keeps what lies between them of its last forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.hidden = nn.Linear(4, 6).double(), nn.Linear(6, 3).double(), None
+
+    def forward(self, inputs):
+        self.hidden = self.first(inputs).relu()
+        return self.second(self.hidden)
+
+
+class Masked(nn.Module):
+    """A classifier of 4 inputs that rules out the last of its 3 classes: its logit is -inf."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3).double()
+
+    def forward(self, inputs):
+        return self.layer(inputs).masked_fill(torch.tensor([False, False, True]), -torch.inf)

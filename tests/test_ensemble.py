@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import isopath as ip
+from networks import Masked
 
 
 def networks(count=3, norm=True):
@@ -101,3 +102,57 @@ def test_points_need_their_architecture():
         ip.Ensemble.at(model, [])
     with pytest.raises(ValueError, match=r"theta has shape \(7,\), expected \(8,\)"):
         ip.Ensemble.at(model, thetas[:, :7])
+
+
+def test_classes_on_another_axis():
+    torch.manual_seed(0)
+    models, x = [nn.Conv2d(2, 3, 1).double() for _ in range(3)], torch.randn(5, 2, 4, 4).double()
+    wanted = torch.stack([m(x).softmax(1) for m in models]).mean(0)
+    assert torch.allclose(ip.Ensemble(models, dim=1)(x).exp(), wanted, atol=1e-12)
+    assert torch.allclose(ip.Ensemble(models, dim=-3)(x).exp(), wanted, atol=1e-12)
+    with pytest.raises(ValueError, match=r"outputs \(5, 3, 4, 4\) have their classes on one of 4 axes; say .* dim="):
+        ip.Ensemble(models)(x)
+    with pytest.raises(ValueError, match=r"an axis dim=4 of classes, got \(5, 3, 4, 4\)"):
+        ip.Ensemble(models, dim=4)(x)
+    with pytest.raises(ValueError, match=r"got \(11,\); of a regression"):
+        ip.Ensemble([nn.Sequential(m, nn.Flatten(0)) for m in (nn.Linear(5, 1).double(),) * 2])(X)
+
+
+def test_classes_that_all_rule_out_have_a_gradient_and_one_that_some_do_too():
+    torch.manual_seed(0)
+    models, x = [Masked() for _ in range(2)], torch.randn(6, 4).double()
+    models.append(nn.Linear(4, 3).double())
+    for some in (models[:1], models[:2], models):
+        point = x.clone().requires_grad_(True)
+        together = ip.Ensemble(some)(point)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(together, torch.arange(6) % 2), point)
+        wanted = torch.stack([m(point).softmax(1) for m in some]).mean(0)
+        assert gradient.isfinite().all() and gradient.any() and torch.allclose(together.exp(), wanted, atol=1e-12)
+
+
+def test_a_part_of_the_outputs():
+    models = networks(2)
+    wanted = torch.stack([m.eval()(X)[:, 1:] for m in models]).softmax(-1).mean(0)
+    assert torch.allclose(ip.Ensemble(models, output=slice(1, None))(X).exp(), wanted, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"a": nn.Linear(2, 2)}, "got dict; take its .values"),
+        (3, "takes a list of networks, got int"),
+        (["a"], "each network of an ensemble must be an nn.Module, got str"),
+    ],
+)
+def test_what_is_no_list_of_networks(given, said):
+    with pytest.raises(TypeError, match=said):
+        ip.Ensemble(given)
+
+
+def test_networks_that_vmap_cannot_run_say_so():
+    models = [nn.Sequential(nn.LSTM(3, 4, batch_first=True)) for _ in range(2)]
+    together, x = ip.Ensemble(models, output=0, dim=-1, batched=True), torch.randn(2, 5, 3)
+    with pytest.raises(ValueError, match=r"do not run in one pass of vmap .* use batched=False"):
+        together(x)
+    together.batched = False
+    assert together(x).shape == (2, 5, 4)

@@ -106,3 +106,11 @@ def test_rows_that_are_not_finite_are_named(bad):
     with pytest.raises(ValueError, match=r"inputs\['a'\] is not finite: 1 entries, the first in row 4"):
         Examples.of({"a": inputs})
     check_finite(torch.arange(3), "whole numbers")
+
+
+def test_targets_given_beside_pairs_stand_in_for_theirs():
+    streamed = DataLoader(Stream(INPUTS, TARGETS), batch_size=2)
+    for source in (TensorDataset(INPUTS, TARGETS), streamed, Examples.of(INPUTS)):
+        assert Examples.of(source, TARGETS + 10).take(INDEX)[1].tolist() == [15, 10, 15]
+    with pytest.raises(ValueError, match="has 7 rows and the targets have 6"):
+        Examples.of(Examples.of(INPUTS), TARGETS[:6])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import isopath as ip
 from isopath.network import Network, pick, plain_kernels, rows_of
 from networks import Attention, Case, Encoder, Named, Tokens, build, mlp, outputs, x
 
@@ -188,3 +189,14 @@ def test_token_models_return_three_axes():
     ids = torch.zeros(2, 4).long()
     network = Network(Tokens().double())
     assert network(network.start, Case(Tokens(), {"ids": ids, "mask": ids}).inputs).shape == (2, 4, 3)
+
+
+def test_frozen_parameters_of_a_path_are_its_own():
+    torch.manual_seed(0)
+    model, inputs = mlp(), x(9, 4)
+    path = ip.trace(model, ip.Reference(inputs), ip.Task(inputs, torch.arange(9) % 3), max_steps=2, trainable=["2.*"])
+    said = path.model()(inputs)
+    with torch.no_grad():
+        model[0].weight.add_(1.0)  # the caller trains on
+    assert torch.equal(path.model()(inputs), said)
+    assert torch.equal(path.ensemble(1)(inputs), said.log_softmax(1))

@@ -174,3 +174,19 @@ def test_parts_that_do_not_fit_are_refused(tmp_path):
         save_tensors(tmp_path / "a.safetensors", parts, about)
         with pytest.raises(DamagedFile, match=r"no values and places that fit for 'a' of shape \(10,\)"):
             load_weights(tmp_path / "a.safetensors")
+
+
+def test_eight_bits_are_stored_as_they_are_and_what_is_no_tensor_is_named(tmp_path):
+    narrow = torch.zeros(40).to(torch.float8_e4m3fn)
+    save_weights({"a": narrow}, tmp_path / "a.safetensors")
+    assert torch.equal(load_weights(tmp_path / "a.safetensors")["a"].float(), torch.zeros(40))
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+    with pytest.raises(TypeError, match="'_extra_state' is no tensor but a dict"):
+        save_weights(Extra(2, 2), tmp_path / "b.safetensors")
+    assert weights_size(Extra(2, 2)) == 24 and not (tmp_path / "b.safetensors").exists()
+    with pytest.raises(TypeError, match="what is saved must be of type Module or Mapping, got int"):
+        save_weights(3, tmp_path / "b.safetensors")

@@ -148,3 +148,60 @@ def test_the_largest_radius_is_allowed_and_without_bounds_any():
     ip.attack(mlp(), X, Y, PGD(1.0, steps=1))
     ip.attack(mlp(), X, Y, PGD(6**0.5, steps=1, norm="l2"))
     ip.attack(mlp(), X - 3, Y, PGD(50.0, steps=1, low=None, high=None))
+
+
+class Curve(nn.Module):
+    """Its gradient is NaN at 0, as that of the branch which torch.where does not take."""
+
+    def forward(self, x):
+        return torch.where(x <= 0.01, 3 * x, x.clamp_min(0).sqrt())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_entry_without_a_finite_gradient_holds_nothing_else_still(norm):
+    torch.manual_seed(0)
+    x = X.clone()
+    x[:, 0] = 0
+    model = nn.Sequential(Curve(), nn.Linear(6, 3).double())
+    attacked = ip.attack(model, x, Y, PGD(0.3, norm=norm, random=False))
+    assert bool(((attacked - x) != 0).any(1).all()) and attacked.isfinite().all()
+    assert bool((cross_entropy_rows(model(attacked), Y) > cross_entropy_rows(model(x), Y)).all())
+
+
+def test_a_loss_of_nan_is_the_highest():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return torch.stack([x.sum(1), (1.5 - x.amax(1)).log()], 1)  # NaN where an input is beyond 1.5
+
+    x, y = torch.full((4, 3), 1.4), torch.ones(4).long()
+    attacked = ip.attack(Broken(), x, y, PGD(0.3, low=None, high=None))
+    assert Broken()(attacked).isnan().any(1).all()
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_labels_of_any_whole_type(kind):
+    model = mlp()
+    assert torch.equal(ip.attack(model, X, Y.to(kind), ATTACK), ip.attack(model, X, Y, ATTACK))
+    robust, compared = ip.robustness(model, X, Y.to(kind), 0.1), ip.compare([model, mlp(1)], X, Y.to(kind))
+    assert robust.white_box == ip.robustness(model, X, Y, 0.1).white_box
+    assert compared.coherence == ip.compare([model, mlp(1)], X, Y).coherence
+
+
+def test_an_ensemble_picks_its_own_outputs_and_its_surrogate_as_it_is_told():
+    class Named(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.inner = mlp(seed)
+
+        def forward(self, x):
+            return {"scores": self.inner(x)}
+
+    members = [Named(0), Named(1)]
+    together, plain = ip.Ensemble(members, output="scores"), ip.Ensemble([mlp(0), mlp(1)])
+    assert torch.equal(ip.attack(together, X, Y, ATTACK, output="scores"), ip.attack(plain, X, Y, ATTACK))
+    got = ip.robustness(together, X, Y, 0.1, surrogate=Named(2), output="scores", autoattack=0)
+    wanted = ip.robustness(plain, X, Y, 0.1, surrogate=mlp(2), autoattack=0)
+    assert got.surrogate == wanted.surrogate and got.member == wanted.member
+    assert ip.compare([together, members[0]], X, output="scores").networks == 2
+    by_ensemble = ip.robustness(members[0], X, Y, 0.1, surrogate=together, output="scores", autoattack=0)
+    assert by_ensemble.surrogate == ip.robustness(mlp(0), X, Y, 0.1, surrogate=plain, autoattack=0).surrogate

@@ -31,3 +31,13 @@ def test_keyword_arguments_and_bad_input():
     assert ip.footprint(model, {"input1": torch.randn(5, 3), "input2": torch.randn(5, 4)}, passes=1).parameters == 26
     with pytest.raises(ValueError, match="passes must be >= 1, got 0"):
         ip.footprint(model, (torch.randn(5, 3), torch.randn(5, 4)), passes=0)
+
+
+def test_operations_inside_fused_kernels_count():
+    torch.manual_seed(0)
+    n, t, e = 5, 6, 8
+    layer = nn.TransformerEncoderLayer(e, 2, 16, batch_first=True)
+    products = 4 * e * e + 2 * t * e + 2 * e * 16  # of a token: projections, attention, two linear maps
+    assert ip.footprint(layer, torch.randn(n, t, e), passes=1).flops == 2 * t * products
+    recurrent = ip.footprint(nn.LSTM(e, 3, batch_first=True), torch.randn(n, t, e), passes=1)
+    assert recurrent.flops == 2 * t * 4 * 3 * (e + 3)

@@ -8,6 +8,7 @@ from problems import small, square, task
 from torch import nn
 
 import isopath as ip
+from networks import Masked
 
 
 def teacher():
@@ -90,7 +91,11 @@ def test_the_same_seed_gives_the_same_bits_with_dropout_too():
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [({"epochs": 0}, "epochs must be a whole number >= 1"), ({"temperature": 0.0}, "temperature and rate"), ({"labels": 2.0}, "labels")],
+    [
+        ({"epochs": 0}, "epochs must be a whole number >= 1"),
+        ({"temperature": 0.0}, "temperature and rate"),
+        ({"labels": 2.0}, "labels"),
+    ],
 )
 def test_bad_options(option, said):
     with pytest.raises(ValueError, match=said):
@@ -128,3 +133,67 @@ def test_of_a_task_with_a_slice_its_outputs_alone():
         own, other = (m(x)[:, :2].softmax(1) for m in (learned, small(1)))
         assert float((own - other).abs().mean()) < 0.05
         assert float((learned(x).softmax(1) - small(1)(x).softmax(1)).abs().mean()) > 0.05
+
+
+def test_classes_on_the_second_axis():
+    torch.manual_seed(0)
+    x, goal, student = torch.randn(40, 1, 5, 5), nn.Conv2d(1, 3, 3), nn.Conv2d(1, 3, 3)
+    wanted = goal(x).argmax(1)
+    options = {"epochs": 300, "rate": 3e-2}
+    learned = ip.distill(goal, student, x, dim=1, **options)
+    assert float((learned(x).argmax(1) == wanted).double().mean()) > 0.95
+    task = ip.Task(x, wanted, loss=nn.functional.cross_entropy)
+    for same in (ip.distill(goal, student, task, **options), ip.distill(goal, student, x, dim=-3, **options)):
+        assert torch.equal(same.weight, learned.weight)
+    by_labels = ip.distill(goal, student, task, labels=1.0, **options)
+    assert float((by_labels(x).argmax(1) == wanted).double().mean()) > 0.95
+    with pytest.raises(ValueError, match=r"have their classes on one of 4 axes; say on which with dim="):
+        ip.distill(goal, student, x)
+    with pytest.raises(ValueError, match=r"got \(40,\); of a regression"):
+        flat = nn.Sequential(nn.Flatten(), nn.Linear(25, 1), nn.Flatten(0))
+        ip.distill(flat, flat, x, batch_size=40)
+
+
+def test_a_class_that_the_teacher_rules_out():
+    torch.manual_seed(0)
+    goal, student, x = Masked(), nn.Linear(4, 3).double(), torch.randn(64, 4).double()
+    learned = ip.distill(goal, student, x, epochs=300, rate=3e-2)
+    assert float((learned(x).softmax(1) - goal(x).softmax(1)).abs().max()) < 0.05
+    both = ip.distill(goal, Masked(), x, epochs=1)
+    assert both.layer.weight.isfinite().all()
+
+
+def test_labels_of_a_few_rows_and_weights_of_rows():
+    x, y = square(64)
+    goal = small(1)
+    none = ip.distill(goal, small(), x, epochs=2, batch_size=16)
+    some = torch.where(torch.arange(64) < 8, y, -100)
+    few = ip.distill(goal, small(), ip.Task(x, some), epochs=2, batch_size=16, labels=0.5)
+    assert few[0].weight.isfinite().all() and not torch.equal(few[0].weight, none[0].weight)
+    wrong = torch.where(torch.arange(64) < 32, y, 3 - y)
+    weights = (torch.arange(64) < 32).float()
+    left_out = ip.distill(goal, small(), ip.Task(x, wrong, weights=weights), epochs=2, batch_size=16, labels=0.5)
+    right = ip.distill(goal, small(), ip.Task(x, y, weights=weights), epochs=2, batch_size=16, labels=0.5)
+    assert torch.equal(left_out[0].weight, right[0].weight)
+
+
+def test_the_outputs_of_a_task_are_those_that_are_taught():
+    class Two(nn.Module):
+        def __init__(self, seed):
+            super().__init__()
+            self.logits, self.new = small(seed), small(seed + 1)
+
+        def forward(self, x):
+            return {"logits": self.logits(x), "new": self.new(x)}
+
+    x, y = square(64)
+    goal, student = Two(0), Two(5)
+    for teacher in (goal, ip.Ensemble([goal], output="new")):
+        learned = ip.distill(teacher, student, ip.Task(x, y, outputs="new"), epochs=1)
+        assert torch.equal(learned.logits[0].weight, student.logits[0].weight)
+        assert not torch.equal(learned.new[0].weight, student.new[0].weight)
+
+
+def test_inputs_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"Sequential does not run on the data: got 0: \(2, 3\)"):
+        ip.distill(small(), small(), torch.randn(5, 3))

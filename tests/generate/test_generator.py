@@ -179,3 +179,92 @@ def test_exploring_gives_what_a_loop_gives(generator):
     assert found.walks[0][0] == pytest.approx(found.accuracy[0])
     with pytest.raises(ValueError, match="count must be >= 3"):
         ip.explore(generator, test, 2)
+
+
+class Heads(nn.Module):
+    """Two heads, by name: the first is that of `logits`."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.old, self.new = nn.Linear(2, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        hidden = self.body(x).relu()
+        return {"logits": self.old(hidden), "new": self.new(hidden)}
+
+
+@pytest.mark.parametrize("outputs", ["new", lambda y: y["new"]])
+def test_networks_together_are_what_was_trained(outputs, tmp_path):
+    x, y = square(60)
+    made = ip.generate(Heads(), ip.Task(x, y, outputs=outputs), steps=5, **SMALL)
+    wanted = torch.stack([m(x)["new"].softmax(1) for m in made.models(3)]).mean(0)
+    assert torch.allclose(made.ensemble(3)(x).exp(), wanted, atol=1e-6)
+    a, b = made.latents(2)
+    ends = torch.stack([made.model(z)(x)["new"].softmax(1) for z in (a, b)]).mean(0)
+    assert torch.allclose(made.path(a, b).ensemble(2)(x).exp(), ends, atol=1e-5)
+    made.save(tmp_path / "made.safetensors")
+    if callable(outputs):
+        with pytest.raises(ValueError, match="that a function picks, and no file holds one; pass output="):
+            ip.Generator.load(tmp_path / "made.safetensors", Heads())
+    again = ip.Generator.load(tmp_path / "made.safetensors", Heads(), output=outputs if callable(outputs) else None)
+    assert torch.equal(again.ensemble(3)(x), made.ensemble(3)(x))
+
+
+def test_a_part_of_the_outputs_and_classes_on_the_second_axis(tmp_path):
+    x, y = square(60)
+    part = ip.generate(small(), ip.Task(x, y % 2, outputs=slice(1, 3)), steps=3, **SMALL)
+    part.save(tmp_path / "part.safetensors")
+    wanted = torch.stack([m(x)[:, 1:3].softmax(1) for m in part.models(3)]).mean(0)
+    for one in (part, ip.Generator.load(tmp_path / "part.safetensors", small())):
+        assert torch.allclose(one.ensemble(3)(x).exp(), wanted, atol=1e-6)
+    images = torch.randn(12, 1, 5, 5)
+    task = ip.Task(images, (images[:, 0] > 0).long(), loss=nn.functional.cross_entropy)
+    made = ip.generate(nn.Conv2d(1, 3, 3, padding=1), task, steps=3, **SMALL)
+    wanted = torch.stack([m(images).softmax(1) for m in made.models(3)]).mean(0)
+    assert torch.allclose(made.ensemble(3)(images).exp(), wanted, atol=1e-6)
+    right = float((made.models(1, 1)[0](images).argmax(1) == task.y).double().mean())
+    assert ip.explore(made, task, 3).accuracy[0] == pytest.approx(right)
+
+
+def test_a_file_holds_what_no_state_dict_does(tmp_path):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("drawn", torch.randn(2, 16), persistent=False)
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head((x @ self.drawn).cos())
+
+    x, y = square(20)
+    made = ip.generate(Features(), ip.Task(x, y), steps=3, **SMALL)
+    made.save(tmp_path / "made.safetensors")
+    again = ip.Generator.load(tmp_path / "made.safetensors", Features())
+    assert torch.equal(again.models(1)[0](x), made.models(1)[0](x))
+
+
+def test_a_file_of_another_precision_is_refused(generator, tmp_path):
+    generator.save(tmp_path / "made.safetensors")
+    with pytest.raises(ValueError, match=r"makes weights of torch\.float32, and the module's are torch\.float64"):
+        ip.Generator.load(tmp_path / "made.safetensors", small().double())
+
+
+def test_what_networks_draw_by_themselves_is_the_seeds_and_latents_are_nobodys_precision():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = small()
+
+        def forward(self, x):
+            return self.inner(nn.functional.dropout(x, 0.5, training=True))
+
+    x, y = square(40)
+    before = torch.get_rng_state()
+    a, b = (ip.generate(Noisy(), ip.Task(x, y), steps=3, **SMALL) for _ in range(2))
+    assert torch.equal(a.sample(2), b.sample(2)) and torch.equal(before, torch.get_rng_state())
+    drawn = a.latents(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(drawn, a.latents(3))
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -146,3 +146,21 @@ def test_divergence_of_takes_names_divergences_and_functions_only():
         divergence_of("helinger")
     with pytest.raises(TypeError, match=r"function of \(y, y0\), got int"):
         divergence_of(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_a_class_that_both_rule_out_counts_nothing_and_one_that_the_start_does_not_what_it_must(name):
+    y, y0 = 2 * x(6, 4), 2 * x(6, 4, seed=2)
+    narrow = BY_NAME[name].rows(y, y0)
+    ruled = torch.full((6, 1), -math.inf).double()
+    wide, wide0 = (torch.cat([t, ruled], 1) for t in (y, y0))
+    wide.requires_grad_(True)
+    got = BY_NAME[name].rows(wide, wide0)
+    torch.testing.assert_close(got, narrow)
+    (gradient,) = torch.autograd.grad(got.sum(), wide)
+    assert gradient.isfinite().all() and not gradient[:, 4].any()
+    small = torch.cat([y, torch.full((6, 1), -80.0).double()], 1)  # all but ruled out
+    torch.testing.assert_close(BY_NAME[name].rows(torch.cat([y, 0 * ruled.exp()], 1), wide0),
+                               BY_NAME[name].rows(torch.cat([y, 0 * ruled.exp()], 1),
+                                                  torch.cat([y0, torch.full((6, 1), -80.0).double()], 1)))  # fmt: skip
+    torch.testing.assert_close(BY_NAME[name].rows(small, wide0), narrow)

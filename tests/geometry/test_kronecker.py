@@ -435,3 +435,19 @@ def test_building_it_twice_gives_the_same_bits(name):
     assert torch.equal(loose(a), loose(b))
     for one, two in itertools.zip_longest(a.blocks, b.blocks):
         assert torch.equal(one.eigenvalues, two.eigenvalues)
+
+
+def test_a_parameter_that_an_einsum_reads_gets_a_diagonal():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.mix = nn.Linear(4, 5).double(), nn.Parameter(x(5, 3))
+
+        def forward(self, inputs):
+            return torch.einsum("ni,ij->nj", self.first(inputs).tanh(), self.mix)
+
+    model, inputs = Mixed(), x(1, 4)
+    metric = ip.Reference(inputs).metric(model, "kronecker")
+    exact = dense(Case(model, inputs), "hellinger")
+    place = Network(model).space.where(lambda name, _: name == "mix")
+    torch.testing.assert_close(loose(metric)[place], exact.diagonal()[place])

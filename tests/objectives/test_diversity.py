@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 import isopath as ip
 from isopath.check import check_gradient
@@ -105,3 +106,42 @@ def test_outputs_move_apart_from_those_of_the_start():
     apart = PLAIN["hellinger"](outputs(model, elsewhere), outputs(path.model(), elsewhere)).mean()
     assert path.status != "stationary" and path.drift <= 5e-3
     assert float(apart) > 2 * path.drift > 0
+
+
+def test_a_given_network_is_compared_by_what_it_does_itself():
+    inputs = x(20, 4)
+    model, other = (nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double().eval() for _ in "ab")
+    other.load_state_dict(model.state_dict())
+    other[1].running_mean.fill_(0.7)  # the same weights, other statistics
+    network = Network(model)
+    expected = -float(PLAIN["hellinger"](outputs(model, inputs), outputs(other, inputs)).mean())
+    assert float(ip.Diversity([other], inputs)(network, network.start)) == pytest.approx(expected) and expected < 0
+    other[0].weight.data.add_(0.3)
+    head = Network(model, ["2.*"])  # what does not move is the other's own too
+    expected = -float(PLAIN["hellinger"](outputs(model, inputs), outputs(other, inputs)).mean())
+    assert float(ip.Diversity([other], inputs)(head, head.start)) == pytest.approx(expected)
+
+
+def test_points_in_one_tensor_and_inputs_from_a_stream():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(x(8, 4))
+
+    network, points = Network(mlp()), torch.stack([Network(mlp()).start for _ in range(2)])
+    assert float(ip.Diversity(points)(network, network.start)) == float(ip.Diversity([*points])(network, network.start))
+    streamed = ip.Diversity([mlp()], torch.utils.data.DataLoader(Stream(), 3))
+    assert float(streamed(network, network.start)) < 0
+
+
+@pytest.mark.parametrize(
+    ("models", "error", "said"),
+    [
+        (mlp(), TypeError, "takes a list of networks or of points .* got one Sequential"),
+        (["a"], TypeError, "each network of a diversity must be of type Module or Tensor, got str"),
+        ([torch.zeros(3)], ValueError, r"point 0 of a diversity has shape \(3,\), expected \(51,\)"),
+    ],
+)
+def test_what_is_no_network(models, error, said):
+    network = Network(mlp())
+    with pytest.raises(error, match=said):
+        ip.Diversity(models)(network, network.start)

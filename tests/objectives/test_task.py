@@ -123,3 +123,27 @@ def test_bad_arguments_are_refused_before_any_work(arguments, error, message):
 def test_inputs_that_the_model_cannot_take_name_got_and_expected(inputs, targets, message):
     with pytest.raises(ValueError, match=message):
         value(nn.Linear(4, 3), ip.Task(inputs, targets))
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "bernoulli"])
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_outputs_of_one_number_a_row_are_rows(loss, batch_size):
+    column, goal = nn.Linear(4, 1).double(), (x(10, seed=2) > 0).double()
+    flat = nn.Sequential(column, nn.Flatten(0))
+    expected = value(column, ip.Task(INPUTS, goal[:, None], loss=loss))
+    assert value(flat, ip.Task(INPUTS, goal, loss=loss, batch_size=batch_size)) == pytest.approx(expected)
+
+
+def test_an_attack_of_ones_own_makes_a_robust_loss_and_its_passes_are_counted():
+    class Up:
+        eps, norm, low, high = 0.1, "linf", None, None
+
+        def __call__(self, function, x, y, generator, loss=None):
+            function(x)  # a look
+            return x + self.eps
+
+    model = mlp()
+    network = Network(model)
+    got = ip.Robust(INPUTS, LABELS, attack=Up())(network, network.start)
+    assert float(got) == pytest.approx(value(model, ip.Task(INPUTS + 0.1, LABELS)))
+    assert network.evaluations == pytest.approx(10 * 2 / 3)

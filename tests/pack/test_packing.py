@@ -527,3 +527,17 @@ def test_a_save_that_fails_leaves_the_old_file(file, packed, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         packed.add("c", task(2), **FAST).save(file)
     assert file.read_bytes() == before and list(file.parent.iterdir()) == [file]
+
+
+def test_more_tasks_than_a_layer_has_weights_are_refused_by_auto():
+    with raises("10 of 10 weights of '2.weight' are free for 11 tasks, each of which needs one"):
+        net = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 1))
+        each = ip.Task(torch.randn(20, 6), torch.randn(20, 1), loss="squared_error")
+        ip.pack(net, {str(k): each for k in range(11)}, "auto", **FAST)
+
+
+def test_a_packing_of_shares_by_name_asks_for_that_of_another_task():
+    one = ip.pack(body(), {"a": task()}, {"a": 0.3}, **FAST)
+    with raises("the packing's shares are those of 'a'; say that of 'b' with share="):
+        one.add("b", task(1))
+    assert one.add("b", task(1), 0.3).tasks == ("a", "b")

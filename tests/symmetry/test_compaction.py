@@ -178,3 +178,22 @@ def test_totals_are_sums_over_a_units_entries():
             stays = {key: torch.arange(size) != unit}
             by_mask = sum(float(values[n][~mask].sum()) for n, mask in units.entries(stays).items())
             assert float(totals[key][unit]) == pytest.approx(by_mask, rel=1e-5)
+
+
+def test_a_head_that_the_example_does_not_run_is_named():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.a, self.b = nn.Linear(4, 16), nn.Linear(16, 3), nn.Linear(16, 3)
+
+        def forward(self, x, other=False):
+            return (self.b if other else self.a)(self.body(x).relu())
+
+    model = Heads()
+    with torch.no_grad():
+        for tensor in (model.body.weight[5:], model.body.bias[5:], model.a.weight[:, 5:], model.b.weight[:, 5:]):
+            tensor.zero_()
+    with pytest.warns(UserWarning, match=r"'b\.weight' \(1 such parameters\) has no effect on this example"):
+        compact(model, torch.randn(3, 4))
+    small = compact(nn.Sequential(model.body, nn.ReLU(), model.a), torch.randn(3, 4))  # nothing to say
+    assert small[2].weight.shape == (3, 5)

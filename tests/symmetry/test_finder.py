@@ -154,3 +154,26 @@ def test_a_table_written_by_hand():
         Symmetries.of_table(model, {"3.weight": ("a",)})
     with pytest.raises(ValueError, match=r"'a' has 8 units, but axis 0 of '2.bias' 6"):
         Symmetries.of_table(model, {"0.bias": ("a",), "2.bias": ("a",)})
+
+
+def test_experts_that_no_row_is_sent_to_at_some_points():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate = nn.Linear(4, 6)
+            self.experts = nn.ModuleList(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)) for _ in range(6))
+
+        def forward(self, x):
+            chosen, parts = self.gate(x).argmax(1), []
+            for k, expert in enumerate(self.experts):
+                rows = (chosen == k).nonzero().flatten()
+                if len(rows):
+                    parts.append(torch.zeros(len(x), 3, dtype=x.dtype).index_copy(0, rows, expert(x[rows])))
+            return torch.stack(parts).sum(0)
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, inputs = Sparse().double(), torch.randn(3, 4).double()
+        found = symmetries(model, inputs)
+        moved = Permutation.random(found, torch.Generator().manual_seed(3))(model)
+        assert torch.allclose(moved(inputs), model(inputs), rtol=1e-10, atol=1e-10)

@@ -202,3 +202,58 @@ def test_bad_input_is_refused():
         Recovery(steps=0)
     with pytest.raises(ValueError, match=r"there is nothing to make sparse"):
         trace(trainable="*.bias")
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.35, 0.4, 0.6])
+def test_each_layers_own_fraction_is_reached_whatever_it_rounds_to(fraction):
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 3), *(m for _ in range(5) for m in (nn.Tanh(), nn.Linear(3, 3)))]
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), *layers).double()
+    path = trace(fraction, model, scope="layer", score="magnitude", tolerance=1e6)
+    zero = [int((p == 0).sum()) for p in path.model().parameters() if p.ndim == 2]
+    assert zero == [round(fraction * p.numel()) for p in model.parameters() if p.ndim == 2]
+    assert path.status == "converged" and "as asked" in path.reason
+
+
+def test_neither_a_norms_parameters_nor_biases_of_any_shape_are_weights():
+    model = nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LayerNorm([2, 2]), nn.Flatten(), nn.Linear(4, 3)).double()
+    attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+    assert Network(model).space.weights == {"3.weight"}
+    assert Network(attention).space.weights == {"in_proj_weight", "out_proj.weight"}
+    path = trace(0.5, model, score="magnitude", tolerance=1e6)
+    assert bool((path.model()[1].weight != 0).all())
+    assert zeros(path.point(), path.network) == 0.5
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_parametrized_weight_is_refused_and_the_remedy_works(old):
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 8).double()
+    layer = nn.utils.weight_norm(layer) if old else nn.utils.parametrizations.weight_norm(layer)
+    model = nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 3).double())
+    with pytest.raises(ValueError, match=r"zeros are not the weight's; take it off the layer first, torch\.nn"):
+        trace(0.5, model)
+    with pytest.raises(ValueError, match="zeros are not the weight's"):
+        ip.pack(model, {"a": ip.Task(x(9, 4), torch.arange(9) % 3)})
+    if old:
+        nn.utils.remove_weight_norm(layer)
+    else:
+        nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    assert trace(0.5, model, score="magnitude", tolerance=1e6).status == "converged"
+
+
+def test_patterns_of_transposed_convolutions_are_refused_and_one_row_finds_channels():
+    layers = nn.Unflatten(1, (4, 1)), nn.ConvTranspose1d(4, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)
+    model = nn.Sequential(*layers)
+    with pytest.raises(ValueError, match=r"'1\.weight' is the weight of a transposed convolution"):
+        trace(0.5, model.double(), pattern="2:4")
+    with pytest.raises(ValueError, match=r"'1\.weight' is the weight of a transposed convolution"):
+        ip.pack(model, {"a": ip.Task(x(9, 4), torch.arange(9) % 3)}, pattern="2:4")
+    path = trace(0.3, rows=1, pattern="channels", score="magnitude", tolerance=1e6)
+    assert path.status == "converged" and "too small to split" in path.reason
+
+
+def test_a_budget_that_runs_out_is_named():
+    path = trace(0.9, tolerance=1e-3, steps=200, max_evaluations=1000.0)
+    assert path.status == "target_not_reached" and "gradient evaluations allowed are spent" in path.reason
+    assert "larger max_evaluations" in path.reason

@@ -19,6 +19,7 @@ from isopath.generate.settings import Schedule, Settings, Start
 from isopath.generate.training import Training
 from isopath.network import Network, copied
 from isopath.objectives import Robust, Task
+from isopath.randomness import seeded
 from isopath.space import Trainable
 from isopath.symmetry import Symmetries
 
@@ -102,7 +103,8 @@ def training_of(
             f"the weights are {network.space.dtype}, in which distances of networks are lost to rounding; give the "
             "module as .float(), and convert what it generates"
         )
-    gauge = gauge_of(model, task, network.space, symmetries)
+    with seeded(network.space.device, settings.seed):
+        gauge = gauge_of(model, task, network.space, symmetries)
     random, around = torch.Generator().manual_seed(settings.seed), network.start if settings.start == "model" else None
     made = Hypernetwork(
         Layout.of(network.space), settings.latent, settings.code, settings.width, settings.trunk, random, around,
