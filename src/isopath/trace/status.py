@@ -26,8 +26,8 @@ REASONS: dict[str, str] = {
     "wrong or noisier than its slope: try a larger batch.",
     "target": "the exact target set was not reached within the tolerance: {achieved}; raise the tolerance, ask for "
     "less, or give more steps.",
-    "short": "the gradient evaluations allowed are spent, {evaluations:.0f}, before the target was reached: {achieved}; "
-    "give a larger max_evaluations or tolerance, or ask for less.",
+    "short": "the gradient evaluations allowed are spent, {evaluations:.0f}, before the target was reached: "
+    "{achieved}; give a larger max_evaluations or tolerance, or ask for less.",
     "nothing": " Nothing is kept: drift is not measured.",
     "estimated": " Of tasks whose rows are not kept the drift is an estimate from curvature or drawn rows: nothing "
     "checks it.",
