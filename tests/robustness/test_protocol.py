@@ -254,3 +254,15 @@ def test_mistakes_are_named(change, message):
     arguments = {"model": nn.Linear(6, 4), "x": X, "y": Y, "eps": 0.1, **change}
     with pytest.raises(ValueError, match=message):
         ip.robustness(**arguments)
+
+
+def test_rows_where_the_gradient_is_not_finite_are_counted():
+    class Curve(nn.Module):
+        def forward(self, x):
+            return torch.where(x <= 0, 3 * x, x.sqrt())
+
+    model, x = nn.Sequential(Curve(), trained()), X.clone()
+    x[:40, 0] = 0
+    found = ip.robustness(model, x, model(x).argmax(1), 0.1, **QUICK)
+    assert found.clean.right == 120
+    assert [f for f in found.flags if "at 40 of the 120 rows classified right the gradient" in f and "not finite" in f]
