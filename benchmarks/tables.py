@@ -54,7 +54,8 @@ LEARNED = {
     "backtracking": "gradient descent, backtracking on drift", "fine_tuning": "plain fine-tuning",
     "joint": "joint training (all of MNIST)",
 }  # fmt: skip
-MANY = {"independent": "trained one by one", "generator": "**isopath generate**, 100 samples"}
+MANY = {"independent": "trained one by one", "generator": "**isopath generate**, 100 samples",
+        "generator, longer": "the same, four times the steps"}  # fmt: skip
 GENERATED = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar16": "CIFAR-10 at 16 × 16"}
 SURGEONS = ("magnitude", "diagonal Fisher", "K-FAC", "WoodFisher", "isopath", "isopath, compensated")
 PACKED = {
@@ -74,10 +75,10 @@ PAIRED = {  # ours and the strongest of the others
     "sparsity/narrow": ("isopath, diagonal", "diagonal Fisher, distilled", "784-40-20-10, all images"),
     "surgery": ("isopath, compensated", "WoodFisher", "the same, no gradient step, 2,048 images"),
 }
-NETWORK = {"vgg": "VGG", "resnet": "ResNet"}
+NETWORK = {"vgg": "VGG", "resnet": "ResNet of half the width", "resnet-20": "ResNet-20"}
 IMAGES = {
     "vgg": {"vgg": "", "longer": "; eight passes", "moved": "; sixteen passes over moved copies"},
-    "resnet": {"resnet": "", "resnet, moved": "; sixteen passes over moved copies"},
+    **{r: {r: "", f"{r}, moved": "; sixteen passes over moved copies"} for r in ("resnet", "resnet-20")},
 }
 ROBUST = ("from scratch", "fine-tuned", "isopath")
 ATTACKED = {"mnist": "MNIST, L∞ 0.1", "cifar": "CIFAR-10 at 16 × 16, L∞ 2/255"}
@@ -283,7 +284,7 @@ def generated() -> str:
         for method, name in MANY.items():
             found = [values(f"generate/{place}", method, key) for key in keys]
             cells = [spread(one, 1 if key == "dimension" else 2) for key, one in zip(keys, found)]
-            rows.append([f"{what}: {name}", *cells])
+            rows += [[f"{what}: {name}", *cells]] if any(found) else []
     heads = ["one network", "the best", "together", "two differ", "distance", "dimension"]
     return ruled(["small CNNs, test accuracy, %", *heads], rows)
 
