@@ -46,7 +46,7 @@ from isopath.objectives import Objective
 from isopath.trace import Multiplier
 
 HELD, POOL, MEMBERS, SHARE, KEPT, ALONG, SEEN, OFFICIAL, SIZE = 5000, 12, 10, 0.25, 2000, 10_000, 500, 100, 128
-SCORED = ("attacks/pgd", "attacks/autoattack", "ensemble", "robustness/protocol", "robustness/trial",
+SCORED = ("randomness", "attacks/pgd", "attacks/autoattack", "ensemble", "robustness/protocol", "robustness/trial",
           "robustness/masking")  # fmt: skip
 Settings = dict[str, Any]
 

@@ -48,7 +48,7 @@ Settings = dict[str, Any]
 GATHERED = tuple(f"symmetry/{name}" for name in (
     "arithmetic", "axes", "cells", "finder", "gauge", "group", "labels", "matching", "permutation", "rescaling",
     "similarity", "trial", "views"))  # fmt: skip
-OURS = (*GROUND, *GATHERED, *(f"generate/{name}" for name in (
+OURS = (*GROUND, "randomness", *GATHERED, *(f"generate/{name}" for name in (
     "entropy", "family", "generation", "generator", "hypernetwork", "layout", "settings", "training")))  # fmt: skip
 TAUGHT = (*OURS, "ensemble", "generate/distillation")
 ALONE: list[Settings] = [{"rate": rate} for rate in (1e-3, 2e-3, 4e-3)]

@@ -19,7 +19,7 @@ import isopath
 
 Settings = TypeVar("Settings")
 RESULTS = Path(__file__).parent / "results"
-GROUND = ("space", "network", "examples", "objectives/objective", "objectives/task")
+GROUND = ("space", "module_state", "network", "examples", "objectives/objective", "objectives/task")
 RAN = (*GROUND, *(f"geometry/{name}" for name in ("batch", "blocks", "combined", "divergence", "exact", "factors",
        "gram", "identity", "kinds", "kronecker", "metric", "reference", "restricted", "solvers", "sweep")),
        "trace/tracer", "trace/direction", "trace/corrector", "trace/controller")  # fmt: skip
