@@ -1,6 +1,7 @@
 """A forward pass leaves a module as it was, and so every call is the first."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -83,3 +84,54 @@ def test_a_module_that_keeps_an_activation_goes_through_everything(tmp_path):
     learned = ip.distill(together, model, INPUTS, epochs=1)
     assert len(ip.Ensemble([learned])) == 1 and ip.footprint(model, INPUTS, 1).flops
     assert ip.compact(model, INPUTS)(INPUTS).shape == (9, 3)
+
+
+def test_a_copy_shares_nothing_with_what_the_callers_module_keeps():
+    class Means(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3, dtype=torch.float64)
+            self.register_buffer("mean", torch.zeros(3).double())
+
+        def forward(self, inputs):
+            y = super().forward(inputs)
+            self.mean = 0.9 * self.mean + y.mean(0)
+            return y - self.mean
+
+    model = Means()
+    model(INPUTS)  # its mean is part of a graph now
+    before = model.mean.detach().clone()
+    twin = Network(model).model(Network(model).start)
+    twin.mean.add_(1.0)
+    assert torch.equal(model.mean, before)
+
+
+def test_calls_in_inference_mode_leave_gradients_possible():
+    network = Network(Follows())
+    with torch.inference_mode():
+        first, second = network(network.start, INPUTS), network(network.start, INPUTS)
+    theta = network.start.requires_grad_()
+    third = network(theta, INPUTS)
+    third.sum().backward()
+    assert torch.equal(first, second) and torch.equal(second, third) and theta.grad.isfinite().all()
+
+
+def test_scripted_members_and_an_ensemble_run_by_several_threads():
+    models = [nn.Linear(4, 3).double() for _ in range(2)]
+    wanted = ip.Ensemble(models)(INPUTS)
+    assert torch.allclose(ip.Ensemble([torch.jit.trace(m, INPUTS) for m in models])(INPUTS), wanted)
+    together, failed = ip.Ensemble([Keeps(), Keeps()]), []
+
+    def run():
+        try:
+            for _ in range(100):
+                with torch.no_grad():
+                    together(INPUTS)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from isopath.space import Space
+from isopath.space import Space, check_plain
 from networks import Tied, build, x
 
 
@@ -87,3 +87,14 @@ def test_wrong_points_and_tensors_name_got_and_expected():
         space.flatten({"weight": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match=r"'weight' has shape \(3, 2\), expected \(2, 3\)"):
         space.flatten({"weight": torch.zeros(3, 2), "bias": torch.zeros(2)})
+
+
+def test_plain_parameters_whose_names_end_in_g_and_v_are_weights():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w_v, self.w_g = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(3, 4))
+
+    space = Space.of(Gated())
+    check_plain(space)
+    assert space.weights == {"w_v", "w_g"} and not space.made_of

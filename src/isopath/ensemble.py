@@ -103,6 +103,8 @@ class Ensemble(nn.Module):
                 ) from error
 
     def _member(self, model: nn.Module, args: Any, kwargs: Any) -> Tensor:
+        if torch.compiler.is_compiling():
+            return pick(model(*args, **kwargs), self.output)
         # a module that keeps an activation would keep the graph with it, and could not be copied after
         with ModuleState(model, buffers=False).held():
             return pick(model(*args, **kwargs), self.output)

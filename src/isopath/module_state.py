@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -14,7 +15,8 @@ class ModuleState:
 
     A module may keep its last activations as an attribute, count its calls, or update a running mean in eval mode. A
     function of weights and inputs does nothing of the kind: its second call would not be its first, and a tensor of the
-    graph that is left behind can be neither copied nor saved.
+    graph that is left behind can be neither copied nor saved. What is moved through `.data`, or inside a list that is an
+    attribute, is not seen.
 
     Args:
         module: whose state it is. Submodules are those that it has now.
@@ -22,13 +24,15 @@ class ModuleState:
     """
 
     def __init__(self, module: nn.Module, buffers: bool = True) -> None:
-        self._modules, self._whole = list(module.modules()), buffers
+        # a scripted module keeps its state in C++
+        self._modules = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
+        self._whole = buffers
         self._kept: dict[tuple[int, str], _Buffer] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Whatever runs inside leaves the state as it finds it."""
-        before = [(vars(module).copy(), module._buffers.copy()) for module in self._modules]
+        before = [(dict(vars(module)), dict(module._buffers)) for module in self._modules]
         if self._whole:
             self._know()
         try:
@@ -44,16 +48,12 @@ class ModuleState:
 
     def _put_back(self, before: Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]) -> None:
         for module, (attributes, buffers) in zip(self._modules, before):
-            if _differ(vars(module), attributes):
-                vars(module).clear()
-                vars(module).update(attributes)
-            if _differ(module._buffers, buffers):
-                module._buffers.clear()
-                module._buffers.update(buffers)
+            _restore(vars(module), attributes)
+            _restore(module._buffers, buffers)
         for k, name, buffer in self._named() if self._whole else ():
             if not self._kept[k, name].fits(buffer):
                 # a new tensor: the graph may hold the moved one, which must not be written to
-                fresh = self._kept[k, name].copy.clone()
+                fresh = _cloned(self._kept[k, name].copy)
                 self._modules[k]._buffers[name] = fresh
                 self._kept[k, name].buffer, self._kept[k, name].version = fresh, _version(fresh)
 
@@ -68,16 +68,30 @@ class _Buffer:
     """A buffer, how often it had been written to, and a copy of it."""
 
     def __init__(self, buffer: Tensor) -> None:
-        self.buffer, self.version, self.copy = buffer, _version(buffer), buffer.detach().clone()
+        self.buffer, self.version, self.copy = buffer, _version(buffer), _cloned(buffer)
 
     def fits(self, buffer: Tensor) -> bool:
         """Whether a buffer is this one, unchanged."""
-        return buffer is self.buffer and _version(buffer) == self.version
+        if buffer is not self.buffer:
+            return False
+        if buffer.is_inference():  # it counts no writes
+            return torch.equal(buffer, self.copy)
+        return _version(buffer) == self.version
 
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _differ(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    return len(now) != len(before) or any(now.get(name, now) is not value for name, value in before.items())
+def _cloned(tensor: Tensor) -> Tensor:
+    with torch.inference_mode(False):  # what is made inside it could take part in no gradient later
+        return tensor.detach().clone()
+
+
+def _restore(now: dict[str, Any], before: dict[str, Any]) -> None:
+    """Puts entries back one by one: another thread that runs the module finds it whole at any time."""
+    for name in [name for name in now if name not in before]:
+        now.pop(name, None)
+    for name, value in before.items():
+        if now.get(name, now) is not value:
+            now[name] = value

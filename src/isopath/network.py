@@ -90,7 +90,7 @@ class Network:
 
     def model(self, theta: Tensor) -> nn.Module:
         """A new module with the weights of `theta`, in the modes that the caller's module had."""
-        module = copy.deepcopy(self._skeleton)
+        module = copied(self._skeleton)
         for child, training in zip(module.modules(), self._modes):
             child.training = training
         self.copy_to(theta, module)
@@ -230,7 +230,7 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
     for module in model.modules():
         for kept in (*vars(module).values(), *module._buffers.values()):
             if isinstance(kept, Tensor) and not kept.is_leaf:
-                memo[id(kept)] = kept.detach()
+                memo[id(kept)] = kept.detach().clone()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:

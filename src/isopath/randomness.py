@@ -19,5 +19,6 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         return
     with torch.random.fork_rng([device], device_type=device.type):
         torch.set_rng_state(state)
-        torch.get_device_module(device).manual_seed(seed)
+        on_device = torch.Generator(device).manual_seed(seed).get_state()
+        torch.get_device_module(device).set_rng_state(on_device, device)
         yield

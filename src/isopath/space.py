@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 Trainable = Callable[[str], bool] | Iterable[str] | None
@@ -25,6 +26,7 @@ class Space:
         weights: the names of those that sparsity and packing count: of two or more dimensions, and neither a bias nor a
             normalisation's.
         transposed: of these, the weights of transposed convolutions, whose outputs are their second axis.
+        made_of: of these, what a parametrization makes a weight of.
 
     >>> space = Space.of(nn.Linear(3, 2))
     >>> space.dimension, space.names
@@ -37,6 +39,7 @@ class Space:
     device: torch.device
     weights: frozenset[str] = frozenset()
     transposed: frozenset[str] = frozenset()
+    made_of: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, module: nn.Module, trainable: Trainable = None) -> Space:
@@ -68,7 +71,7 @@ class Space:
         norms, turned = _within(module, NORMS), _within(module, (nn.modules.conv._ConvTransposeNd,))
         weights = frozenset(n for n, p in chosen.items() if p.ndim >= 2 and n not in norms and not _is_bias(n))
         shapes = tuple(p.shape for p in chosen.values())
-        return cls(tuple(chosen), shapes, dtype, device, weights, weights & turned)
+        return cls(tuple(chosen), shapes, dtype, device, weights, weights & turned, weights & _made_of(module))
 
     @property
     def sizes(self) -> list[int]:
@@ -125,17 +128,23 @@ def _is_bias(name: str) -> bool:
     return "bias" in name.rpartition(".")[2].split("_")  # bias, bias_k, in_proj_bias
 
 
-def check_plain(names: Iterable[str]) -> None:
+def _made_of(module: nn.Module) -> set[str]:
+    found = {name for name, _ in module.named_parameters() if "parametrizations" in name.split(".")}
+    for prefix, child in module.named_modules():  # torch.nn.utils.weight_norm
+        olds = [hook.name for hook in child._forward_pre_hooks.values() if isinstance(hook, WeightNorm)]
+        found |= {".".join(filter(None, (prefix, f"{old}_{part}"))) for old in olds for part in "gv"}
+    return found
+
+
+def check_plain(space: Space) -> None:
     """Raises `ValueError` where a weight is made of others: zeros in those are not zeros of the weight."""
-    names = set(names)
-    for name in names:
-        old = name.endswith("_v") and f"{name[:-2]}_g" in names  # torch.nn.utils.weight_norm
-        if old or "parametrizations" in name.split("."):
-            remedy = "remove_weight_norm(layer)" if old else "parametrize.remove_parametrizations(layer, 'weight')"
-            raise ValueError(
-                f"{name!r} is what a parametrization makes a weight of, and its zeros are not the weight's; take it "
-                f"off the layer first, torch.nn.utils.{remedy}: the outputs stay"
-            )
+    for name in sorted(space.made_of):
+        new = "parametrizations" in name.split(".")
+        remedy = "parametrize.remove_parametrizations(layer, 'weight')" if new else "remove_weight_norm(layer)"
+        raise ValueError(
+            f"{name!r} is what a parametrization makes a weight of, and its zeros are not the weight's; take it off "
+            f"the layer first, torch.nn.utils.{remedy}: the outputs stay"
+        )
 
 
 def _select(named: Mapping[str, nn.Parameter], trainable: Trainable) -> list[str]:

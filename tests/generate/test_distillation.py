@@ -197,3 +197,20 @@ def test_the_outputs_of_a_task_are_those_that_are_taught():
 def test_inputs_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"Sequential does not run on the data: got 0: \(2, 3\)"):
         ip.distill(small(), small(), torch.randn(5, 3))
+
+
+def test_a_regression_of_one_number_a_row_or_on_every_place():
+    torch.manual_seed(0)
+    x, options = torch.randn(40, 2), {"divergence": "squared_error", "epochs": 200, "rate": 2e-2}
+    goal, student = (nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)) for _ in "ab")
+    assert torch.allclose(ip.distill(goal, student, x, **options)(x), goal(x), atol=1e-2)
+    images, goal, student = torch.randn(20, 1, 4, 4), nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    assert torch.allclose(ip.distill(goal, student, images, **options)(images), goal(images), atol=1e-2)
+
+
+def test_a_tasks_axis_of_classes_holds_for_an_ensemble_of_logits():
+    torch.manual_seed(0)
+    x, goal, student = torch.randn(30, 1, 5), nn.Conv1d(1, 3, 1), nn.Conv1d(1, 3, 1)
+    task = ip.Task(x, goal(x).argmax(1), loss=nn.functional.cross_entropy)
+    alone, together = (ip.distill(t, student, task, epochs=3) for t in (goal, ip.Ensemble([goal], mean="logits")))
+    assert torch.allclose(alone.weight, together.weight, atol=1e-5)

@@ -77,8 +77,8 @@ def distill(
     examples = data.examples if isinstance(data, Task) else Examples.of(data, what="the data")
     if isinstance(data, Task):
         output = data.outputs if output is None else output
-        dim = classes_of(data) if dim is None and not isinstance(teacher, Ensemble) else dim
     dim = teacher.dim if dim is None and isinstance(teacher, Ensemble) else dim
+    dim = classes_of(data) if dim is None and isinstance(data, Task) else dim
     example: Any = examples.take(torch.arange(min(2, len(examples))))[0]
     module = copied(student)
     learned = [p for p in module.parameters() if p.requires_grad]
@@ -184,9 +184,10 @@ class _Lesson:
         return loss + self.labels * given / weight if weight else loss
 
     def _away(self, y: Tensor, wanted: Tensor) -> Tensor:
-        dim = class_axis(y.shape, self.dim)
         if self.divergence == "squared_error":
-            return 0.5 * (y - wanted).square().sum(dim).mean()
+            each = 0.5 * (y - wanted).square()
+            return (each.sum(-1 if self.dim is None else self.dim) if each.ndim > 1 else each).mean()
+        dim = class_axis(y.shape, self.dim)
         if y.shape[dim] == 1:
             raise ValueError('outputs of C = 1 have no classes to tell apart; use divergence="squared_error"')
         t = self.temperature

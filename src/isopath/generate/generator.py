@@ -157,7 +157,7 @@ class Generator:
         _check_shapes(written, list(zip(network.space.names, map(tuple, network.space.shapes))), str(path))
         _check_shapes([(n, tuple(t.shape)) for n, t in fixed.items()],
                       [(n, tuple(t.shape)) for n, t in sorted(_fixed(network).items())], str(path))  # fmt: skip
-        if about["output"] == FUNCTION and output is None:
+        if about.get("output") == FUNCTION and output is None:
             raise ValueError(
                 f"the networks of {path} were trained on outputs that a function picks, and no file holds one; pass "
                 "output="
@@ -176,12 +176,16 @@ class Generator:
         places = _tensors(module)
         with torch.no_grad():
             for name, value in fixed.items():
-                places[name].copy_(value)
+                owner, _, last = name.rpartition(".")
+                own_buffers = module.get_submodule(owner)._buffers
+                if last in own_buffers:  # not written to: an expanded one shares its places
+                    own_buffers[last] = value.to(places[name])
+                else:
+                    places[name].copy_(value)
         whole = Network(module, lambda name: name in network.space.names)
-        picks = output if output is not None else _read(about["output"])
-        return cls(
-            whole, made, about["history"], about["status"], about["reason"], about["mean"], picks, about["dim"]
-        )
+        picks = output if output is not None else _read(about.get("output"))
+        dim = about.get("dim", -1)
+        return cls(whole, made, about["history"], about["status"], about["reason"], about["mean"], picks, dim)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +275,8 @@ def _fixed(network: Network) -> dict[str, Tensor]:
     Buffers that are not persistent too: random features, say, are drawn anew by the module that a file is read into.
     """
     held = _tensors(network.model(network.start))
-    return {name: tensor.detach() for name, tensor in held.items() if name not in network.space.names}
+    return {name: tensor.detach() for name, tensor in held.items()
+            if name not in network.space.names and tensor.layout == torch.strided}  # fmt: skip
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class Sparsity(Objective):
         """The places of each layer's weights that may go."""
         stay, of = self._pattern()
         found, start = [], 0
-        check_plain(space.weights)
+        check_plain(space)
         for name, shape, size in zip(space.names, space.shapes, space.sizes):
             if name in space.weights:
                 places = torch.arange(start, start + size, device=saliency.device)

@@ -35,7 +35,7 @@ class Owners:
         """
         named = dict(module.named_parameters())
         space = Space.of(module, trainable) if named else Space((), (), torch.float32, torch.device("cpu"))
-        check_plain(space.weights)
+        check_plain(space)
         wide = [name for name in space.names if name in space.weights]
         if not wide:
             raise ValueError(

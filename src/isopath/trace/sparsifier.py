@@ -63,7 +63,7 @@ class Sparsifier(Tracer):
             raise ValueError(
                 "no trainable parameter is a weight, of two or more dimensions: there is nothing to make sparse"
             )
-        check_plain(self.network.space.weights)
+        check_plain(self.network.space)
         object.__setattr__(self, "_units", self._found() if self._sparsity.pattern == CHANNELS else None)
         rows = Rows(self.network, self.kept, self.seed) if (self.recovery or self._units) and self.kept.parts else None
         object.__setattr__(self, "_rows", rows)
