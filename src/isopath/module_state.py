@@ -15,7 +15,7 @@ class ModuleState:
 
     A module may keep its last activations as an attribute, count its calls, or update a running mean in eval mode. A
     function of weights and inputs does nothing of the kind: its second call would not be its first, and a tensor of the
-    graph that is left behind can be neither copied nor saved. What is moved through `.data`, or inside a list that is an
+    graph that is left behind can be neither copied nor saved. What moves through `.data`, or inside a list that is an
     attribute, is not seen.
 
     Args:
