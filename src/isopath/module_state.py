@@ -25,16 +25,16 @@ class ModuleState:
 
     def __init__(self, module: nn.Module, buffers: bool = True) -> None:
         # a scripted module keeps its state in C++
-        self._modules = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
-        self._whole = buffers
+        modules = [child for child in module.modules() if not isinstance(child, torch.jit.ScriptModule)]
+        self._watched = [child for child in modules if not _leaves_nothing(child)]
+        self._buffered = [child for child in modules if child._buffers] if buffers else []
         self._kept: dict[tuple[int, str], _Buffer] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Whatever runs inside leaves the state as it finds it."""
-        before = [(dict(vars(module)), dict(module._buffers)) for module in self._modules]
-        if self._whole:
-            self._know()
+        before = [(dict(vars(module)), dict(module._buffers)) for module in self._watched]
+        self._know()
         try:
             yield
         finally:
@@ -47,21 +47,27 @@ class ModuleState:
                 self._kept[k, name] = _Buffer(buffer)
 
     def _put_back(self, before: Sequence[tuple[dict[str, Any], dict[str, Tensor | None]]]) -> None:
-        for module, (attributes, buffers) in zip(self._modules, before):
+        for module, (attributes, buffers) in zip(self._watched, before):
             _restore(vars(module), attributes)
             _restore(module._buffers, buffers)
-        for k, name, buffer in self._named() if self._whole else ():
+        for k, name, buffer in self._named():
             if not self._kept[k, name].fits(buffer):
                 # a new tensor: the graph may hold the moved one, which must not be written to
                 fresh = _cloned(self._kept[k, name].copy)
-                self._modules[k]._buffers[name] = fresh
+                self._buffered[k]._buffers[name] = fresh
                 self._kept[k, name].buffer, self._kept[k, name].version = fresh, _version(fresh)
 
     def _named(self) -> Iterator[tuple[int, str, Tensor]]:
-        for k, module in enumerate(self._modules):
+        for k, module in enumerate(self._buffered):
             for name, buffer in module._buffers.items():
                 if buffer is not None:
                     yield k, name, buffer
+
+
+def _leaves_nothing(module: nn.Module) -> bool:
+    """Whether it is a layer of torch's own: they move buffers at most, but for what hooks do."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module).__module__.startswith("torch.nn.modules.") and not hooked
 
 
 class _Buffer:

@@ -61,7 +61,8 @@ def trace(
     docs/how-it-works.md the mathematics).
 
     Args:
-        model: any module; it is not modified. Eval mode is used, and dropout is off.
+        model: any module; it is not modified, and nothing done to it later changes the path: what does not move is
+            copied too. Eval mode is used, and dropout is off.
         keep: a reference, a sum of them, a memory, or `None` to keep nothing. Of a task whose rows are not kept the
             drift is estimated from its curvature (`drift_kind` says so).
         objective: what is wanted: `Task`, `Robust`, `Sparsity`, `Toward`, `Diversity`, their sums and multiples, or

@@ -64,7 +64,7 @@ def distill(
         dim: the axis of the classes; by default that of an ensemble, 1 with a task whose loss is torch's own
             `cross_entropy`, as of a segmentation `(N, C, H, W)`, or else the last.
         optimizer: from the student's parameters; Adam by default.
-        seed: of the order of the rows, of what `augment` draws and of dropout.
+        seed: of the order of the rows, of what `augment` draws and of dropout, a teacher's own too.
 
     Raises:
         ValueError: a number is out of range, the outputs differ in shape or have no classes, or nothing can be learned.
@@ -94,9 +94,9 @@ def distill(
     )  # fmt: skip
     for part in (lesson.teacher, module):
         check_runs(part, to(example, device), "the data")
-    lesson.prepare(batch_size)
     make = optimizer or (lambda parameters: torch.optim.Adam(parameters, rate))
     with seeded(device, seed), torch.enable_grad():
+        lesson.prepare(batch_size)
         module.train()
         _learned(lesson, make(learned), epochs, batch_size, seed)
     for child, training in zip(module.modules(), modes):

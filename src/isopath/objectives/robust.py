@@ -10,6 +10,7 @@ from torch import Tensor
 from isopath.attacks import PGD, Attack
 from isopath.network import FORWARD, Network, Output
 from isopath.objectives.task import LOSSES, Loss, Task
+from isopath.randomness import seeded
 
 
 class Robust(Task):
@@ -50,7 +51,8 @@ class Robust(Task):
             net.count(len(x), 1.0 if torch.is_grad_enabled() and x.requires_grad else FORWARD)
             return net.apply(parameters, x, self.outputs)
 
-        attacked = self.attack(function, inputs, target, generator, self._rows)
+        with seeded(net.space.device, generator.initial_seed()):  # what an attack or a network draws by itself
+            attacked = self.attack(function, inputs, target, generator, self._rows)
         return net(theta, attacked, self.outputs), target
 
     def _rows(self, y: Tensor, target: Tensor) -> Tensor:

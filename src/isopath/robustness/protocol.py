@@ -84,7 +84,7 @@ def robustness(
         worst = torch.stack([rows[:seen] for rows in alive.values()]).all(0)
         large_eps, far = trial.far(clean, large)
         scores = {name: Accuracy.of(rows, confidence) for name, rows in {**alive, "worst": worst, "large": far}.items()}
-        flat, broken = trial.flat(clean)
+        flat, broken = trial.without_gradient(clean)
         result = Robustness(
             clean=Accuracy.of(clean, confidence), member=scores.get("member"), surrogate=scores.get("surrogate"),
             white_box=scores["white_box"], autoattack=scores.get("autoattack"), worst=scores["worst"],

@@ -94,7 +94,7 @@ class Trial:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return alive, tuple(doubts.values())
 
-    def flat(self, rows: Tensor) -> tuple[int, int]:
+    def without_gradient(self, rows: Tensor) -> tuple[int, int]:
         """At how many rows in the mask the gradient of the cross-entropy in the inputs is zero, and not finite."""
         flat = broken = 0
         for part in rows.nonzero().flatten().split(self.batch_size):
